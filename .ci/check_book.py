@@ -12,10 +12,12 @@ def main():
     refresh_quarto_yml()
     proc_nbs(force=True, n_workers=2)
     config = get_config()
-    sources = [p.relative_to(config.nbs_path) for p in config.nbs_path.rglob("*.ipynb") if not any(part.startswith((".", "_")) for part in p.parts)]
+    sources = [p.relative_to(config.nbs_path) for p in config.nbs_path.rglob("*.ipynb")]
+    sources = [p for p in sources if not any(part.startswith((".", "_")) for part in p.parts)]
     missing = [str(p) for p in sources if not (page := config.config_path/"_proc"/p).exists() or not json.loads(page.read_text())["cells"]]
     print(f"{len(sources) - len(missing)} of {len(sources)} pages processed")
-    return [print(f"missing or empty: {m}") for m in missing] and 1 or 0
+    for m in missing: print(f"missing or empty: {m}")
+    return int(bool(missing) or not sources)
 
 
 if __name__ == "__main__": sys.exit(main())

@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['colours', 'null_colour', 'style', 'figure', 'MarkedText']
 
-# %% ../nbs/appendix/91_plots.ipynb #b873f700
+# %% ../nbs/appendix/91_plots.ipynb #b4626f83
 import html
 
 import matplotlib.pyplot as plt
 import numpy as np
 from cycler import cycler
 
-# %% ../nbs/appendix/91_plots.ipynb #a8347960
+# %% ../nbs/appendix/91_plots.ipynb #2242917c
 # Okabe and Ito's palette (2008), which stays apart for colour-blind readers; grey is kept for nulls.
 colours = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8C6D31", "#5D3A9B"]
 null_colour = "#9A9A9A"
@@ -21,7 +21,7 @@ style = {"axes.prop_cycle": cycler(color=colours), "axes.spines.top": False, "ax
          "axes.titlelocation": "left", "axes.titlesize": 11, "axes.labelsize": 10, "legend.frameon": False, "legend.fontsize": 9,
          "figure.dpi": 100, "savefig.bbox": "tight", "figure.constrained_layout.use": True, "image.cmap": "viridis", "svg.hashsalt": "sae"}
 
-# %% ../nbs/appendix/91_plots.ipynb #de27ed85
+# %% ../nbs/appendix/91_plots.ipynb #916d6347
 def figure(width:float=6.5, height:float=3.8, # inches, of the whole figure
            title:str|list="", x:str|list="", y:str|list="", # what to see; axis names with units; a list gives one each
            rows:int=1, columns:int=1, **kwargs):
@@ -34,7 +34,7 @@ def figure(width:float=6.5, height:float=3.8, # inches, of the whole figure
         ax.set(title=t, xlabel=xl, ylabel=yl)
     return fig, axes[0, 0] if axes.size == 1 else axes
 
-# %% ../nbs/appendix/91_plots.ipynb #d4234b84
+# %% ../nbs/appendix/91_plots.ipynb #0bf749a7
 class MarkedText:
     "Text with coloured spans: HTML in a notebook, brackets in a terminal."
     def __init__(self,
@@ -55,9 +55,10 @@ class MarkedText:
     def __repr__(self):
         return "".join(f"[{t}]({', '.join(ls)})" if ls else t for t, ls in self.runs())
 
-# %% ../nbs/appendix/91_plots.ipynb #cc83b8af
+# %% ../nbs/appendix/91_plots.ipynb #1a3818c2
 from fastcore.basics import patch
 
+# %% ../nbs/appendix/91_plots.ipynb #6004082b
 @patch
 def colour_of(self:MarkedText, label): return colours[self.labels.index(label) % len(colours)]
 

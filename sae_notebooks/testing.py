@@ -5,51 +5,52 @@
 # %% auto #0
 __all__ = ['source_hash', 'outputs_are_fresh', 'execute_notebook', 'book_notebooks', 'run_notebooks', 'readme_text', 'run_all']
 
-# %% ../nbs/02_testing.ipynb #3a0153a8
-import hashlib, json, os, subprocess, sys, time
-from concurrent.futures import ProcessPoolExecutor
+# %% ../nbs/02_testing.ipynb #7e9b98a5
+import hashlib, json, os, re, subprocess, sys, time
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 from .core import WorkbookError
 
-# %% ../nbs/02_testing.ipynb #93899f2c
+# %% ../nbs/02_testing.ipynb #60c66ce9
 def source_hash(notebook:dict # a notebook as JSON
                )->str: # 16 hexadecimal digits
     "A fingerprint of a notebook's code; prose may change without a new run."
     code = ["".join(c["source"]) for c in notebook["cells"] if c["cell_type"] == "code"]
     return hashlib.sha256("\0".join(c.strip() for c in code).encode()).hexdigest()[:16]
 
-# %% ../nbs/02_testing.ipynb #923d8e90
+# %% ../nbs/02_testing.ipynb #29df1755
 def outputs_are_fresh(path:str|Path)->bool:
     "Whether the committed outputs of a notebook come from the code that it holds."
     notebook = json.loads(Path(path).read_text("utf-8"))
     return notebook["metadata"].get("executed") == source_hash(notebook)
 
-# %% ../nbs/02_testing.ipynb #690063c9
+# %% ../nbs/02_testing.ipynb #3338ace8
 def execute_notebook(path:str|Path, # changed in place
                      timeout:int=1800 # seconds for any one cell
                     )->float: # seconds it took
     "Run a notebook from top to bottom in a kernel of its own, keep the outputs, clean it, and leave its fingerprint."
     import nbformat
     from nbclient import NotebookClient
-    from nbdev.clean import process_write, clean_nb
+    from nbdev.clean import clean_nb
     from execnb.nbio import read_nb, write_nb
     path, started = Path(path), time.time()
     notebook = nbformat.read(path, as_version=4)
-    NotebookClient(notebook, timeout=timeout, kernel_name="python3", resources={"metadata": {"path": str(path.parent)}}).execute()
-    for cell in notebook.cells: _merge_streams(cell)
-    notebook.metadata = {"kernelspec": notebook.metadata.get("kernelspec", {}), "executed": source_hash(notebook)}
+    for cell in notebook.cells: cell.metadata["tags"] = ["skip-execution"] if re.search(r"^#\| *eval: *false", cell.source, re.M) else []
+    NotebookClient(notebook, timeout=timeout, kernel_name="python3", skip_cells_with_tag="skip-execution", resources={"metadata": {"path": str(path.parent)}}).execute()
+    for cell in notebook.cells: _results_only(cell)
+    notebook.metadata = {"kernelspec": dict(display_name="python3", language="python", name="python3"), "executed": source_hash(notebook)}
     nbformat.write(notebook, path)
     cleaned = read_nb(path)
     clean_nb(cleaned, clear_all=False, allowed_metadata_keys=["executed"], clean_ids=True)
     write_nb(cleaned, path)
     return time.time() - started
 
-def _merge_streams(cell):
+def _results_only(cell):
     "Drop what went to stderr (bars, warnings of libraries) and widgets' bars: a page shows results."
-    cell.outputs = [o for o in cell.get("outputs", []) if o.get("name") != "stderr" and "application/vnd.jupyter.widget-view+json" not in o.get("data", {})]
+    if cell.cell_type == "code": cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr" and "application/vnd.jupyter.widget-view+json" not in o.get("data", {})]
 
-# %% ../nbs/02_testing.ipynb #ded53aee
+# %% ../nbs/02_testing.ipynb #596008ea
 def book_notebooks()->list[Path]:
     "All notebooks of the book, in reading order; drafts (names that begin with _) are left out."
     from nbdev.config import get_config
@@ -64,12 +65,11 @@ def _run_one(path, flags): # in a fresh process
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1", "MPLBACKEND": "agg", "SAE_NOTEBOOKS_QUIET": "1"})
     return run.returncode == 0, time.time() - started, run.stderr
 
-# %% ../nbs/02_testing.ipynb #58fd433b
+# %% ../nbs/02_testing.ipynb #45e2eef0
 def run_notebooks(paths, # notebooks to run
                   flags:tuple=(), # flags whose cells are run too, for example ("slow",)
                   workers:int=2)->list[tuple]: # (path, passed, seconds, error text)
     "Test notebooks in parallel; prints a line with its time for each as it ends."
-    from concurrent.futures import ThreadPoolExecutor, as_completed
     results = []
     with ThreadPoolExecutor(workers) as pool:
         jobs = {pool.submit(_run_one, Path(p).absolute(), list(flags)): p for p in paths}
@@ -80,20 +80,18 @@ def run_notebooks(paths, # notebooks to run
             results.append((path, ok, seconds, error))
     return results
 
-# %% ../nbs/02_testing.ipynb #565520c1
+# %% ../nbs/02_testing.ipynb #b48805fb
 def readme_text(index:str|Path # index.ipynb
                )->str:
     "The README that belongs to the book's front page."
-    import re
     cells = ["".join(c["source"]) for c in json.loads(Path(index).read_text("utf-8"))["cells"] if c["cell_type"] == "markdown"]
     text = re.sub(r"\]\((?!https?:|#)", "](nbs/", "\n\n".join(c.strip() for c in cells))
     return "<!-- Written by `sae_workbook readme` from nbs/index.ipynb: edit that. -->\n\n" + text + "\n"
 
-# %% ../nbs/02_testing.ipynb #58d785be
+# %% ../nbs/02_testing.ipynb #717c5c85
 def run_all(pattern:str="", # only notebooks whose path contains this
             flags:tuple=(), workers:int=2)->int: # number of failures
     "All notebooks and all of `tests/`; the last line printed is `N passed, N failed`."
-    import re
     from nbdev.config import get_config
     paths = [p for p in book_notebooks() if pattern in str(p)]
     if not paths: raise WorkbookError(f"no notebook's path contains {pattern!r}")

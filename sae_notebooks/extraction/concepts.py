@@ -6,8 +6,9 @@
 __all__ = ['FORMS', 'PRONOUNS', 'GrammarError', 'parse_template', 'Draw', 'Lexicon', 'Writer', 'Concept', 'Grammar',
            'shipped_grammar', 'ConceptSource', 'token_ranges', 'span_counts', 'variety', 'load_probes', 'describe']
 
-# %% ../../nbs/part1_extraction/10a_concepts.ipynb #bff61d41
+# %% ../../nbs/part1_extraction/10a_concepts.ipynb #936bbdd4
 import bisect, itertools, math, random, re
+from collections import Counter
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -18,14 +19,14 @@ import yaml
 from ..core import WorkbookError, data_path, progress
 from .corpus import Corpus, Document, Span
 
-# %% ../../nbs/part1_extraction/10a_concepts.ipynb #883091d2
+# %% ../../nbs/part1_extraction/10a_concepts.ipynb #e61f636e
 from fastcore.basics import patch
 
-# %% ../../nbs/part1_extraction/10a_concepts.ipynb #a3071051
+# %% ../../nbs/part1_extraction/10a_concepts.ipynb #65240e96
 class GrammarError(WorkbookError):
     "A concept file that cannot be used: the message quotes the place."
 
-# %% ../../nbs/part1_extraction/10a_concepts.ipynb #27974c51
+# %% ../../nbs/part1_extraction/10a_concepts.ipynb #00035d61
 _slot = re.compile(r"^(a~ ?)?([a-z_0-9]+)(?:\.([a-z]+))?(?:#(\w+))?$")
 
 class _Parser:
@@ -54,7 +55,7 @@ class _Parser:
         self.i += 1
         return self.text[self.i - 1]
 
-# %% ../../nbs/part1_extraction/10a_concepts.ipynb #0b99e913
+# %% ../../nbs/part1_extraction/10a_concepts.ipynb #d271eba7
 @patch
 def span(self:_Parser):
     self.i += 2
@@ -79,13 +80,13 @@ def braces(self:_Parser):
     if not m: raise GrammarError(f"{{{self.text[start:self.i-1]}}} is no slot in {self.text!r}")
     return ([("article",)] if m[1] else []) + [("slot", m[2], m[3], m[4])]
 
-# %% ../../nbs/part1_extraction/10a_concepts.ipynb #8c01805b
+# %% ../../nbs/part1_extraction/10a_concepts.ipynb #089e71ce
 def parse_template(text:str # in the syntax of the table above
                   )->tuple: # nested pieces
     "Parse one template; raises `GrammarError` that quotes it."
     return tuple(_Parser(text).sequence())
 
-# %% ../../nbs/part1_extraction/10a_concepts.ipynb #dc8de7f7
+# %% ../../nbs/part1_extraction/10a_concepts.ipynb #e73f8d80
 class Draw:
     "Seeded random choices that add up their surprisal in `nats`."
     def __init__(self, seed): self.random, self.nats = random.Random(seed).random, 0.0
@@ -107,7 +108,7 @@ class Draw:
         if 0 < p < 1: self.nats -= math.log(p if yes else 1 - p)
         return yes
 
-# %% ../../nbs/part1_extraction/10a_concepts.ipynb #20791c7f
+# %% ../../nbs/part1_extraction/10a_concepts.ipynb #48957e44
 FORMS = ("base", "third", "past", "participle", "ing")
 
 @dataclass
@@ -121,7 +122,7 @@ class Lexicon:
 
     def pick(self, draw): return draw.weighted(self.cumulative) if self.cumulative else draw.index(len(self.entries))
 
-# %% ../../nbs/part1_extraction/10a_concepts.ipynb #f5309f12
+# %% ../../nbs/part1_extraction/10a_concepts.ipynb #bbf2d33f
 @patch(cls_method=True)
 def load(cls:Lexicon, raw, where:str)->Lexicon:
     "A list from a file; refuses what is empty, repeated, or no string."
@@ -145,7 +146,7 @@ def pieces(self:Lexicon, i:int, form:str|None=None)->tuple:
         self.parsed[i, form] = parse_template(forms[form] if form else self.entries[i])
     return self.parsed[i, form]
 
-# %% ../../nbs/part1_extraction/10a_concepts.ipynb #4e699efc
+# %% ../../nbs/part1_extraction/10a_concepts.ipynb #7222fe42
 _an = re.compile(r"(?!uni(?!n|m)|use|usu|util|eu|one\b|once|ubiq)[aeiou]|hour|honest|honou?r|heir|x-ray|8|11\b|18\b|mri\b|mp\b", re.I)
 _sentence_end = re.compile(r"[.?!][”’\"']? $")
 
@@ -175,7 +176,7 @@ class Writer:
         start = self.open.pop()
         if start is not None and start < len(self.text): self.spans.append(Span(start, len(self.text), concept, entity))
 
-# %% ../../nbs/part1_extraction/10a_concepts.ipynb #b391a11a
+# %% ../../nbs/part1_extraction/10a_concepts.ipynb #df75c174
 PRONOUNS = {"she": ("she", "he"), "her": ("her", "his"), "her_obj": ("her", "him"), "hers": ("hers", "his"), "herself": ("herself", "himself")}
 
 def _load(path): return yaml.load(path.read_text("utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader)) or {}
@@ -189,7 +190,7 @@ class Concept:
     templates: list = field(repr=False)
     lists: dict = field(repr=False)
 
-# %% ../../nbs/part1_extraction/10a_concepts.ipynb #e486885b
+# %% ../../nbs/part1_extraction/10a_concepts.ipynb #0683fe7a
 class Grammar:
     "The concept files of one folder."
     def __init__(self, folder:str|Path|None=None): # None: those the workbook ships
@@ -207,7 +208,7 @@ class Grammar:
         for r in self.relations.values(): r["cumulative"] = list(itertools.accumulate(k ** -float(r["zipf"]) for k in range(1, len(r["pairs"]) + 1)))
         self.topics = self.families["domains"]
 
-# %% ../../nbs/part1_extraction/10a_concepts.ipynb #800bce49
+# %% ../../nbs/part1_extraction/10a_concepts.ipynb #3e11ac94
 @dataclass
 class _State:
     "What one sentence remembers while it is written."
@@ -227,7 +228,7 @@ def _find(self:Grammar, slot, state):
     if slot in self.shared: return self.shared[slot]
     raise GrammarError(f"{state.concept.name}: no list {slot!r} there, in its family, in {state.topic}, or in shared.yml")
 
-# %% ../../nbs/part1_extraction/10a_concepts.ipynb #cc93435a
+# %% ../../nbs/part1_extraction/10a_concepts.ipynb #66943612
 @patch
 def _expand(self:Grammar, pieces, state, draw, w, scope=None, depth=0):
     if depth > 8: raise GrammarError(f"{state.concept.name}: its lists refer to each other without end")
@@ -255,7 +256,7 @@ def _fill(self:Grammar, slot, form, memo, state, draw, w, scope, depth):
     self._expand(lexicon.pieces(i, form), state, draw, w, memo, depth + 1)
     if lexicon.label: w.end(lexicon.label, lexicon.entries[i])
 
-# %% ../../nbs/part1_extraction/10a_concepts.ipynb #ecfef1ce
+# %% ../../nbs/part1_extraction/10a_concepts.ipynb #dc3b64e1
 @patch
 def draw_fact(self:Grammar, true:bool, draw:Draw)->tuple[str, str, str, str]: # relation, subject, object, wording
     "A fact of the fact base, or a falsehood made from it; `{subject}` and `{object}` stand in the wording."
@@ -282,7 +283,7 @@ def _write_fact(self:Grammar, true, draw, w):
         if label: w.end(label, words[part])
     w.end("truth.fact", f"{name}:{subject}")
 
-# %% ../../nbs/part1_extraction/10a_concepts.ipynb #1ed08fcb
+# %% ../../nbs/part1_extraction/10a_concepts.ipynb #b3a88361
 def _marks_itself(pieces): return any(kind == "span" and p[0] is None or kind == "alt" and any(map(_marks_itself, p[0])) for kind, *p in pieces)
 
 @patch
@@ -298,7 +299,7 @@ def write_sentence(self:Grammar, concept:str, topic:str, draw:Draw, w:Writer, te
     w.capital_due = False
     return i
 
-# %% ../../nbs/part1_extraction/10a_concepts.ipynb #3d3b87de
+# %% ../../nbs/part1_extraction/10a_concepts.ipynb #0cd05c5c
 class _Page:
     "A document in the making."
     def __init__(self, grammar, draw): self.grammar, self.draw, self.w, self.used, self.switches = grammar, draw, Writer(), [], []
@@ -322,7 +323,7 @@ class _Page:
     def between(self, bounds): return bounds[0] + self.draw.index(bounds[1] - bounds[0] + 1)
     def topic(self): return self.grammar.topics[self.draw.index(len(self.grammar.topics))]
 
-# %% ../../nbs/part1_extraction/10a_concepts.ipynb #517aabd1
+# %% ../../nbs/part1_extraction/10a_concepts.ipynb #40e833ef
 @patch
 def mixed(self:_Page, m):
     topic = self.topic()
@@ -346,7 +347,7 @@ def switch(self:_Page, m):
             on_topic = self.draw.chance(m["on_topic"])
             self.paragraph(topic if on_topic else self.pick(m["families"]), topic, self.between(m["sentences"]))
 
-# %% ../../nbs/part1_extraction/10a_concepts.ipynb #60c56098
+# %% ../../nbs/part1_extraction/10a_concepts.ipynb #d3254f45
 @patch
 def write_document(self:Grammar, key:str, # seeds every choice
                    kind:str|None=None # "mixed", "focused", "switch"; None draws one
@@ -360,7 +361,7 @@ def write_document(self:Grammar, key:str, # seeds every choice
     spans = tuple(sorted({s for s in page.w.spans if s.entity or s[:3] not in named}))
     return Document(key, "concepts", page.w.text, spans, dict(kind=kind, nats=draw.nats, templates=page.used, switches=page.switches))
 
-# %% ../../nbs/part1_extraction/10a_concepts.ipynb #795e8cd8
+# %% ../../nbs/part1_extraction/10a_concepts.ipynb #e474a8d2
 @lru_cache(4)
 def shipped_grammar()->Grammar:
     "The workbook's own grammar, loaded once."
@@ -379,7 +380,7 @@ class ConceptSource:
             i -= n
         raise IndexError(i)
 
-# %% ../../nbs/part1_extraction/10a_concepts.ipynb #474281c5
+# %% ../../nbs/part1_extraction/10a_concepts.ipynb #2c07a5c3
 def token_ranges(offsets, # [n_tokens, 2] characters that each token covers, in order; (0, 0) for special tokens
                  spans # of `Span`
                 )->np.ndarray: # int [n_spans, 2], first token and one past the last
@@ -390,27 +391,25 @@ def token_ranges(offsets, # [n_tokens, 2] characters that each token covers, in 
     ends = np.maximum.accumulate(ends)
     return np.stack([np.searchsorted(ends, bounds[:, 0], "right"), np.searchsorted(starts, bounds[:, 1], "left")], 1)
 
-# %% ../../nbs/part1_extraction/10a_concepts.ipynb #18685a58
+# %% ../../nbs/part1_extraction/10a_concepts.ipynb #27d256dc
 def span_counts(documents)->tuple: # Counter of concepts, Counter of (concept, entity)
     "How often each concept and each entity is labelled."
-    from collections import Counter
     concepts, entities = Counter(), Counter()
     for d in documents:
         concepts.update(s.concept for s in d.spans)
         entities.update((s.concept, s.entity) for s in d.spans if s.entity)
     return concepts, entities
 
-# %% ../../nbs/part1_extraction/10a_concepts.ipynb #b3e5c05f
+# %% ../../nbs/part1_extraction/10a_concepts.ipynb #57672918
 def variety(texts, words:int=200_000)->dict: # figures over the first `words` words
     "Distinct 5-gram ratio, type counts at several sizes, share of the commonest 5-gram."
-    from collections import Counter
     tokens = list(itertools.islice((w for t in texts for w in re.findall(r"\w+", t.lower())), words))
     grams = Counter(zip(*(tokens[k:] for k in range(5))))
     total = max(1, len(tokens) - 4)
     sizes = [n for n in (1000, 3000, 10_000, 30_000, 100_000, 200_000) if n <= len(tokens)]
     return dict(words=len(tokens), distinct_5grams=len(grams) / total, commonest_5gram=max(grams.values(), default=0) / total, types={n: len(set(tokens[:n])) for n in sizes})
 
-# %% ../../nbs/part1_extraction/10a_concepts.ipynb #1ac2f865
+# %% ../../nbs/part1_extraction/10a_concepts.ipynb #195ab224
 def _marked(text:str, concept:str)->tuple[str, tuple]:
     "Text and spans of a probe sentence in which [[ ]] may mark the words."
     parts, spans, plain = re.split(r"\[\[|\]\]", text), [], ""
@@ -431,12 +430,11 @@ def load_probes(folder:str|Path|None=None # None: those the workbook ships
                           for kind, texts in kinds.items() for i, t in enumerate(texts)]
     return found
 
-# %% ../../nbs/part1_extraction/10a_concepts.ipynb #094dc3f1
+# %% ../../nbs/part1_extraction/10a_concepts.ipynb #cf2cb5d0
 def describe(corpus:Corpus, # any corpus; labels are counted where there are any
              count_tokens=None # text → number of tokens
             )->dict:
     "Documents, characters, tokens, labelled spans by concept, entities, variety."
-    from collections import Counter
     n = chars = tokens = 0; concepts, entities, texts, kinds = Counter(), Counter(), [], Counter()
     for doc in progress(corpus, "reading", unit="documents"):
         n += 1; chars += len(doc.text); tokens += count_tokens(doc.text) if count_tokens else 0

