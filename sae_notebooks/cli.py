@@ -6,13 +6,13 @@
 __all__ = ['COMMANDS', 'command', 'build_parser', 'main', 'print_table', 'write_json', 'sample_activations',
            'describe_activations', 'run', 'corpus', 'train_model', 'execute', 'readme', 'test']
 
-# %% ../nbs/01_cli.ipynb #cb77d669
+# %% ../nbs/01_cli.ipynb #bdef7265
 import argparse, json, os, sys, time
 from pathlib import Path
 
 from .core import WorkbookError, atomic_write, cache_path, progress
 
-# %% ../nbs/01_cli.ipynb #0e63d2eb
+# %% ../nbs/01_cli.ipynb #eb156509
 COMMANDS = {} # name → (function, function that adds its arguments)
 
 def command(name:str, arguments=lambda parser: None):
@@ -22,7 +22,7 @@ def command(name:str, arguments=lambda parser: None):
         return f
     return register
 
-# %% ../nbs/01_cli.ipynb #524fb4f3
+# %% ../nbs/01_cli.ipynb #d6555678
 def build_parser()->argparse.ArgumentParser:
     "The parser with all commands, each with its defaults shown."
     shown = argparse.ArgumentDefaultsHelpFormatter
@@ -39,7 +39,7 @@ def main(argv:list[str]|None=None)->int: # the exit status
     try: return int(COMMANDS[args.command][0](args) or 0)
     except WorkbookError as e: print(f"sae_workbook {args.command}: {e}", file=sys.stderr); return 2
 
-# %% ../nbs/01_cli.ipynb #f332d884
+# %% ../nbs/01_cli.ipynb #72688cf7
 def print_table(rows:dict, title:str=""):
     "Two columns, aligned."
     if title: print(f"\n{title}")
@@ -51,7 +51,7 @@ def write_json(path, value):
     with atomic_write(path) as part: Path(part).write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
     print(f"written: {path}")
 
-# %% ../nbs/01_cli.ipynb #26e35559
+# %% ../nbs/01_cli.ipynb #2794dfcd
 def _run_arguments(p):
     p.add_argument("--preset", default="workbook", help="workbook, workbook-b, minilm, llama-3.2-3b, a local folder or a hub id")
     p.add_argument("--corpus", default="docs+concepts", help="docs, concepts, pile, hf:owner/name, a file or folder; own ones joined by +")
@@ -63,7 +63,7 @@ def _run_arguments(p):
     p.add_argument("--skip-bad", action="store_true", help="count documents that cannot be read instead of stopping")
     p.add_argument("--out", default=None, help="folder for the results; by default run/PRESET in the cache folder")
 
-# %% ../nbs/01_cli.ipynb #55e9bec3
+# %% ../nbs/01_cli.ipynb #a43ce289
 def sample_activations(lm, corpus, documents:int, tokens:int=256)->dict: # tensors: activations [rows, d], document, position, token [rows]
     "The middle layer's activations at the first tokens of some documents, one row a token."
     import torch
@@ -76,7 +76,7 @@ def sample_activations(lm, corpus, documents:int, tokens:int=256)->dict: # tenso
         rows["token"].append(ids.int())
     return {k: torch.cat(v).cpu() for k, v in rows.items()}
 
-# %% ../nbs/01_cli.ipynb #e465b08d
+# %% ../nbs/01_cli.ipynb #6d04a9a1
 def describe_activations(lm, sample:dict)->dict:
     "Size and scale of a sample: rows, width, norms at the first and at later positions."
     x, later = sample["activations"].float(), sample["position"] > 0
@@ -85,7 +85,7 @@ def describe_activations(lm, sample:dict)->dict:
     return dict(site=str(lm.middle), rows=len(x), width=x.shape[1], median_norm_first_token=float(norms[~later].median()), median_norm_later=float(norms[later].median()),
                 share_of_energy_in_the_mean=float(1 - spread.square().sum() / x[later].square().sum()))
 
-# %% ../nbs/01_cli.ipynb #06bc0cb2
+# %% ../nbs/01_cli.ipynb #21f8bf69
 @command("run", _run_arguments)
 def run(args):
     "The main job: corpus, model, a first sample of activations."
@@ -102,10 +102,10 @@ def run(args):
     with atomic_write(out/"sample.safetensors") as part: save_file(sample, part)
     print_table(report, "A first sample of activations")
     write_json(out/"sample.json", report)
-    print("\nWhat comes next: extracting activations of a whole corpus (chapter 12), training a dictionary on them (chapters 20 to 23),\n"
+    print("\nWhat comes next: extracting activations of a whole corpus (chapter 12, `extract`), training a dictionary on them (chapters 20 to 23),\n"
           "reading its features (part 3). Those stages are not part of this command yet; the chapters so far are in nbs/.")
 
-# %% ../nbs/01_cli.ipynb #c9c38d1f
+# %% ../nbs/01_cli.ipynb #8f9ee873
 def _corpus_arguments(p):
     p.add_argument("corpus", nargs="?", default="concepts", help="docs, concepts, concepts:N, pile, hf:owner/name, a file or folder; own ones joined by +")
     p.add_argument("--split", default="train", choices=["train", "heldout", "all"], help="of the own corpora")
@@ -114,7 +114,7 @@ def _corpus_arguments(p):
     p.add_argument("--skip-bad", action="store_true", help="count documents that cannot be read instead of stopping")
     p.add_argument("--json", default=None, metavar="FILE", help="write the description as JSON")
 
-# %% ../nbs/01_cli.ipynb #27171137
+# %% ../nbs/01_cli.ipynb #99a8e7da
 @command("corpus", _corpus_arguments)
 def corpus(args):
     "Describe a corpus: documents, tokens, concepts, probes, variety."
@@ -139,7 +139,7 @@ def _print_concepts(d):
     for family, concepts in families.items():
         print_table({c: f"{n:>8,} spans  {d['probes'].get(f'{family}.{c}', 0):>3} probes" for c, n in concepts.items()}, f"{family} ({len(concepts)} concepts)")
 
-# %% ../nbs/01_cli.ipynb #953913ac
+# %% ../nbs/01_cli.ipynb #c7b0537a
 def _train_arguments(p):
     p.add_argument("name", nargs="?", default="workbook_model", help="recipe: workbook_model or workbook_model_b")
     p.add_argument("--out", default=None, help="folder to write; by default data/NAME, in place of the shipped model")
@@ -151,14 +151,14 @@ def train_model(args):
     from sae_notebooks.appendix.workbook_model import train_workbook_model
     print(f"written: {train_workbook_model(args.name, args.out, compiled=not args.no_compile)}")
 
-# %% ../nbs/01_cli.ipynb #375b56ac
+# %% ../nbs/01_cli.ipynb #731fc09f
 @command("execute", lambda p: p.add_argument("notebooks", nargs="+", help="notebooks to run in place, with fresh outputs"))
 def execute(args):
     "Run notebooks from top to bottom and keep their outputs."
     from sae_notebooks.testing import execute_notebook
     for path in args.notebooks: print(f"{execute_notebook(path):6.1f} s  {path}", flush=True)
 
-# %% ../nbs/01_cli.ipynb #55ce7270
+# %% ../nbs/01_cli.ipynb #563152d9
 @command("readme")
 def readme(args):
     "Write README.md from the book's front page, nbs/index.ipynb."
@@ -167,7 +167,7 @@ def readme(args):
     root = get_config().config_path
     with atomic_write(root/"README.md") as part: part.write_text(readme_text(root/"nbs"/"index.ipynb"), "utf-8")
 
-# %% ../nbs/01_cli.ipynb #32c1ad19
+# %% ../nbs/01_cli.ipynb #b810e616
 def _test_arguments(p):
     p.add_argument("pattern", nargs="?", default="", help="only notebooks whose path contains this")
     p.add_argument("--flags", default="", help="run cells with these flags too, for example 'slow gpu'")

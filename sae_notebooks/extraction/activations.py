@@ -8,7 +8,7 @@ __all__ = ['SHARD', 'DTYPES', 'TABLE', 'row_keys', 'row_chance', 'sampling_rates
            'default_budget', 'Rows', 'save_shard', 'load_shard', 'Documents', 'fingerprint', 'Store', 'Passage',
            'around', 'extract', 'process_share']
 
-# %% ../../nbs/part1_extraction/12_activations.ipynb #45687e80
+# %% ../../nbs/part1_extraction/12_activations.ipynb #33231095
 import errno, fcntl, hashlib, json, math, os, platform, queue, re, shutil, threading, zlib
 from contextlib import contextmanager
 from functools import lru_cache
@@ -22,10 +22,10 @@ from ..core import WorkbookError, atomic_write, progress
 from .corpus import Corpus
 from .language_model import LanguageModel, Site, as_site
 
-# %% ../../nbs/part1_extraction/12_activations.ipynb #d6f31564
+# %% ../../nbs/part1_extraction/12_activations.ipynb #e8d7e547
 from fastcore.basics import patch
 
-# %% ../../nbs/part1_extraction/12_activations.ipynb #d7d003ff
+# %% ../../nbs/part1_extraction/12_activations.ipynb #a1549457
 def _mix(x):
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -43,7 +43,7 @@ def row_chance(document, position, seed:int, purpose:str="sample")->np.ndarray: 
     "A uniform random number for each address."
     return (row_keys(document, position, seed, purpose) >> np.uint64(11)) * 2.0 ** -53
 
-# %% ../../nbs/part1_extraction/12_activations.ipynb #ccd808df
+# %% ../../nbs/part1_extraction/12_activations.ipynb #ff548b43
 def sampling_rates(counts:np.ndarray, # [vocabulary] how often each token was seen
                    fraction:float=0.1, # expected share of the rows kept
                    strength:float=1.0 # α: 0 uniform, 1 as many rows of each token
@@ -58,7 +58,7 @@ def sampling_rates(counts:np.ndarray, # [vocabulary] how often each token was se
         low, high = (c, high) if (n[n > 0] * np.minimum(1, c * power[n > 0])).sum() < fraction * n.sum() else (low, c)
     return np.minimum(1, high * power)
 
-# %% ../../nbs/part1_extraction/12_activations.ipynb #b569c413
+# %% ../../nbs/part1_extraction/12_activations.ipynb #bb73e073
 def prefetch(items, # any iterable
              depth:int=2): # how many to hold ready
     "The same items, produced in a thread; an error in there is raised here."
@@ -80,7 +80,7 @@ def prefetch(items, # any iterable
         if x[1] is not None: raise x[1]
     finally: stop.set()
 
-# %% ../../nbs/part1_extraction/12_activations.ipynb #57996efb
+# %% ../../nbs/part1_extraction/12_activations.ipynb #4d05b7a3
 class Tokenised(NamedTuple):
     "A document as the extraction sees it."
     ordinal: int # in the corpus
@@ -105,7 +105,7 @@ def tokenised(model:LanguageModel, corpus:Corpus, characters:int=2**20): # of te
         if size >= characters or len(batch) == 256: yield from _encoded(model, batch); batch, size = [], 0
     if batch: yield from _encoded(model, batch)
 
-# %% ../../nbs/part1_extraction/12_activations.ipynb #70deb7c4
+# %% ../../nbs/part1_extraction/12_activations.ipynb #6e819c30
 def token_counts(model:LanguageModel, corpus:Corpus, tokens:int=1_000_000, # how far to look
                  specials:bool=False)->np.ndarray: # [vocabulary] int64
     "How often each token occurs at the beginning of a corpus."
@@ -116,7 +116,7 @@ def token_counts(model:LanguageModel, corpus:Corpus, tokens:int=1_000_000, # how
     if not specials: counts[special_ids(model)] = 0
     return counts
 
-# %% ../../nbs/part1_extraction/12_activations.ipynb #413aae6f
+# %% ../../nbs/part1_extraction/12_activations.ipynb #d69aae5f
 class Window(NamedTuple):
     "A stretch of a document that the model sees as one input; rows `a:b` are stored, the first of them as `position`."
     ordinal: int
@@ -142,7 +142,7 @@ def windows(d:Tokenised, context:int, special:np.ndarray, overlap:float=0.25)->l
         out.append(Window(d.ordinal, ids, a, len(ids) if last else lead + e - s, 0 if first else s + shared))
         if last: return out
 
-# %% ../../nbs/part1_extraction/12_activations.ipynb #c8c0c800
+# %% ../../nbs/part1_extraction/12_activations.ipynb #e661e93e
 def plan_batches(lengths, # of the windows
                  budget:int # tokens in a batch, padding included
                 )->list[np.ndarray]: # indices of the windows of each batch
@@ -155,7 +155,7 @@ def plan_batches(lengths, # of the windows
         out.append(order[at:at + max(few, like)]); at += len(out[-1])
     return out
 
-# %% ../../nbs/part1_extraction/12_activations.ipynb #a0e62640
+# %% ../../nbs/part1_extraction/12_activations.ipynb #1012b2f0
 class Pass(NamedTuple):
     "Rows of one pass: their addresses, and where they lie in the flattened output."
     document: np.ndarray
@@ -172,7 +172,7 @@ def _address(ws, length, shift=0):
     token = np.concatenate([w.ids[a + shift:max(b, a) + shift] for w, a, b in runs])
     return document.astype(np.int32), position.astype(np.int32), token, index
 
-# %% ../../nbs/part1_extraction/12_activations.ipynb #4384d479
+# %% ../../nbs/part1_extraction/12_activations.ipynb #386d1564
 @torch.no_grad()
 def _passes(model, ws, sites, budget, chunk=None):
     "Run one batch of windows: at once, or one that exceeds the budget in chunks with a key/value cache."
@@ -193,7 +193,7 @@ def _chunks(model, w, sites, chunk):
         acts = model.capture(ids, sites, past_key_values=cache, use_cache=True, position_ids=at)
         if max(w.a, s) < min(w.b, s + chunk): yield Pass(*_address([w], ids.shape[1], s), acts)
 
-# %% ../../nbs/part1_extraction/12_activations.ipynb #28688763
+# %% ../../nbs/part1_extraction/12_activations.ipynb #10dd83f2
 def free_memory(device:torch.device)->int: # bytes
     "Memory that can be taken now, on the accelerator or in this process's share of the machine."
     if device.type == "cuda": return torch.cuda.mem_get_info(device)[0]
@@ -215,7 +215,7 @@ def default_budget(model:LanguageModel, widths)->int:
     fits = free_memory(model.device) // 4 // bytes_per_token(model, widths)
     return min(most, 2 ** max(8, int(math.log2(max(fits, 1)))))
 
-# %% ../../nbs/part1_extraction/12_activations.ipynb #1999a7dc
+# %% ../../nbs/part1_extraction/12_activations.ipynb #fbc138d8
 SHARD = 8192 # rows in a file, as the notes want
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch.float16}
 
@@ -240,7 +240,7 @@ def _replace(path, data:bytes):
     "Write a whole file, or leave the old one."
     with _full_disk(path), atomic_write(path) as part, open(part, "wb", buffering=0) as f: _write(f, data)
 
-# %% ../../nbs/part1_extraction/12_activations.ipynb #fa8bf1df
+# %% ../../nbs/part1_extraction/12_activations.ipynb #b61c46c6
 class Rows(NamedTuple):
     "Activations and their addresses."
     activations: torch.Tensor # [n, d]
@@ -258,7 +258,7 @@ def save_shard(path:str|Path, rows:Rows):
     rows = Rows(*(t.contiguous() for t in rows))
     _replace(Path(path), safetensors.torch.save(rows._asdict(), {"crc32": _checksum(rows)}))
 
-# %% ../../nbs/part1_extraction/12_activations.ipynb #b5f7f788
+# %% ../../nbs/part1_extraction/12_activations.ipynb #3b5867c0
 def load_shard(path:str|Path, rows:int|None=None, width:int|None=None, # what it should hold
                verify:bool=True # checksum and finiteness
               )->Rows:
@@ -276,7 +276,7 @@ def load_shard(path:str|Path, rows:int|None=None, width:int|None=None, # what it
     if verify and not torch.isfinite(out.activations).all(): raise bad("contains NaN or Inf")
     return out
 
-# %% ../../nbs/part1_extraction/12_activations.ipynb #0d58530e
+# %% ../../nbs/part1_extraction/12_activations.ipynb #3befc995
 TABLE = np.dtype([("rows", "<i8"), ("id", "<i8"), ("text", "<i8")]) # ends of each document in rows, in the ids, in the texts
 
 class Documents:
@@ -299,7 +299,7 @@ class Documents:
         rank, k = self.place(int(ordinal)); t = self.tables[rank][column]
         return rank, int(t[k - 1]) if k else 0, int(t[k])
 
-# %% ../../nbs/part1_extraction/12_activations.ipynb #87e8bb84
+# %% ../../nbs/part1_extraction/12_activations.ipynb #a011fe6b
 @patch
 def _bytes(self:Documents, ordinal, column, suffix):
     rank, a, b = self.ends(ordinal, column)
@@ -317,7 +317,7 @@ def text(self:Documents, ordinal:int)->str|None: # None where texts were not kep
     data = self._bytes(ordinal, "text", "texts")
     return zlib.decompress(data).decode() if data else None
 
-# %% ../../nbs/part1_extraction/12_activations.ipynb #9d1bb6ca
+# %% ../../nbs/part1_extraction/12_activations.ipynb #da9cb0f2
 def fingerprint(model:LanguageModel)->str: # 16 hexadecimal digits
     "Tells models with other weights apart."
     digest = hashlib.sha256()
@@ -339,7 +339,7 @@ def _read_json(path):
     try: return json.loads(Path(path).read_text())
     except (OSError, ValueError) as e: raise WorkbookError(f"{path}: cannot be read ({e})") from None
 
-# %% ../../nbs/part1_extraction/12_activations.ipynb #66e4f32c
+# %% ../../nbs/part1_extraction/12_activations.ipynb #9f83cec4
 def _agreed(path, wanted:dict, defaults)->dict:
     "The settings on disk, if there are any and they agree; else `wanted`, with `defaults()` for what is None, written to disk."
     if not path.exists():
@@ -353,7 +353,7 @@ def _agreed(path, wanted:dict, defaults)->dict:
         raise WorkbookError(f"{path}: this folder was begun with " + ", ".join(f"{k}={old.get(k)!r} (now {new[k]!r})" for k in wrong) + ". Use another folder, or the old settings to go on.")
     return stored
 
-# %% ../../nbs/part1_extraction/12_activations.ipynb #5e7de184
+# %% ../../nbs/part1_extraction/12_activations.ipynb #6a54f5ce
 def _lock(path, wait):
     "A lock that the system takes back when the process dies, however it dies."
     f = open(path, "ab")
@@ -374,7 +374,7 @@ def _cut_to(path, size):
     f.truncate(size); f.seek(size)
     return f
 
-# %% ../../nbs/part1_extraction/12_activations.ipynb #b8400793
+# %% ../../nbs/part1_extraction/12_activations.ipynb #2e873aa9
 class _Writer:
     "What one process has written, and how much of it is committed."
     def __init__(self, folder, settings, rates, special, rank):
@@ -394,7 +394,7 @@ class _Writer:
         for f in (*self.buckets, *self.tables.values(), self.all, self.lock):
             if f is not None: f.close()
 
-# %% ../../nbs/part1_extraction/12_activations.ipynb #68422062
+# %% ../../nbs/part1_extraction/12_activations.ipynb #fca5acd5
 @patch
 def _chosen(self:_Writer, p:Pass)->np.ndarray: # bool: which rows to train on
     rate = self.rates[p.token] if self.settings["specials"] == "train" else np.where(np.isin(p.token, self.special), 0, self.rates[p.token])
@@ -422,7 +422,7 @@ def _raw(self:_Writer, x, rows, site, names)->np.ndarray: # uint8 [n, width × b
                             "Try dtype='bfloat16' or 'float32' (float16 overflows), or look at the model.")
     return x.contiguous().view(torch.uint8).numpy()
 
-# %% ../../nbs/part1_extraction/12_activations.ipynb #fdf0ad42
+# %% ../../nbs/part1_extraction/12_activations.ipynb #486361b3
 @patch
 def _scatter(self:_Writer, rows):
     "Append rows to the buckets that the leading bits of their keys name."
@@ -442,7 +442,7 @@ def _add_all(self:_Writer, rows, starts):
     for run in np.split(np.arange(len(rows)), np.flatnonzero(np.diff(place) != 1) + 1):
         _write(self.all, rows[run], at=int(place[run[0]]) * self.record.itemsize)
 
-# %% ../../nbs/part1_extraction/12_activations.ipynb #776d7371
+# %% ../../nbs/part1_extraction/12_activations.ipynb #4e2047ad
 @patch
 def commit(self:_Writer, group):
     "All rows of these documents are written: make it so."
@@ -461,7 +461,7 @@ def commit(self:_Writer, group):
 @patch
 def _save(self:_Writer): _replace(self.state_path, json.dumps(self.state).encode())
 
-# %% ../../nbs/part1_extraction/12_activations.ipynb #14d99ca9
+# %% ../../nbs/part1_extraction/12_activations.ipynb #6895dbe1
 @patch
 def _all_rows(self:_Writer, first, n):
     self.all.seek(first * self.record.itemsize)
@@ -487,7 +487,7 @@ def _save_rows(folder, name, rows, settings):
         x = torch.from_numpy(np.ascontiguousarray(rows[site])).view(DTYPES[settings["dtype"]])
         save_shard(folder/site/f"{name}.safetensors", Rows(x, *(torch.from_numpy(np.ascontiguousarray(rows[k])) for k in Rows._fields[1:])))
 
-# %% ../../nbs/part1_extraction/12_activations.ipynb #4ce2a02a
+# %% ../../nbs/part1_extraction/12_activations.ipynb #05745bf6
 def _sorted_bucket(files, record, seed, bits, memory:int):
     "The rows of one bucket (of all processes) in the order of their keys, at most a shard at a time."
     size = sum(f.stat().st_size for f in files)
@@ -510,7 +510,7 @@ def _blocks(files, record, rows:int=SHARD):
         with open(path, "rb") as f:
             for left in range(path.stat().st_size // record.itemsize, 0, -rows): yield f, min(rows, left)
 
-# %% ../../nbs/part1_extraction/12_activations.ipynb #d4a163b1
+# %% ../../nbs/part1_extraction/12_activations.ipynb #e1d85670
 class _Statistics:
     "Running sums of one site over the training sample, in double precision."
     def __init__(self, width, sums=None): self.sums = sums if sums is not None else dict(n=np.zeros(1), norm=np.zeros(1), square=np.zeros(1), x=np.zeros(width), x2=np.zeros(width), peak=np.zeros(1))
@@ -523,7 +523,7 @@ class _Statistics:
         return dict(rows=int(s["n"][0]), mean_norm=float(s["norm"][0] / n), mean_square_norm=float(s["square"][0] / n), norm_of_mean=float(np.linalg.norm(s["x"] / n)),
                     variance=float(variance.sum()), max_norm=float(s["peak"][0])) # variance: summed over dimensions
 
-# %% ../../nbs/part1_extraction/12_activations.ipynb #bc7e9775
+# %% ../../nbs/part1_extraction/12_activations.ipynb #8be229f8
 def _shard_stream(blocks, skip):
     "Blocks of rows joined and cut into shards; the first `skip` rows are already there."
     held, n = [], 0
@@ -546,7 +546,7 @@ def _save_sums(path, shards, sums):
     tensors = {"shards": torch.tensor([shards])} | {f"{s}:{k}": torch.from_numpy(v) for s, st in sums.items() for k, v in st.sums.items()}
     _replace(path, safetensors.torch.save(tensors))
 
-# %% ../../nbs/part1_extraction/12_activations.ipynb #8952de05
+# %% ../../nbs/part1_extraction/12_activations.ipynb #c0589431
 def _close_buckets(folder, settings, states, memory):
     "Sort every bucket into shards; goes on where it was interrupted."
     work, record, sizes = folder/".work", _record(settings), np.sum([s["buckets"] for s in states], 0)
@@ -566,7 +566,7 @@ def _close_buckets(folder, settings, states, memory):
             gone += 1
     return int(ends[-1]), sums
 
-# %% ../../nbs/part1_extraction/12_activations.ipynb #750e8391
+# %% ../../nbs/part1_extraction/12_activations.ipynb #3011922f
 def _first_keys(folder, name, n, seed):
     "The key of the first row of each shard."
     out = np.zeros(n, np.uint64)
@@ -589,7 +589,7 @@ def _finish(folder, settings, states, memory):
                     settings=settings, versions=dict(torch=torch.__version__, transformers=transformers.__version__, safetensors=safetensors.__version__, python=platform.python_version()))
         _replace(folder/site/"meta.json", json.dumps(meta, indent=1).encode())
 
-# %% ../../nbs/part1_extraction/12_activations.ipynb #b4ba7549
+# %% ../../nbs/part1_extraction/12_activations.ipynb #f60f8b88
 class Store:
     "A finished extraction of one site: shuffled training rows (`part=\"sample\"`) or, where they were kept, all rows in document order (`part=\"all\"`)."
     def __init__(self, folder:str|Path, # the store, or the folder of one of its sites
@@ -610,7 +610,7 @@ class Store:
     def sites(self): return sorted(p.parent.name for p in self.folder.glob("*/meta.json"))
     def __len__(self): return int(self._ends[-1]) if len(self._ends) else 0
 
-# %% ../../nbs/part1_extraction/12_activations.ipynb #4df6490a
+# %% ../../nbs/part1_extraction/12_activations.ipynb #aa9368c8
 @patch
 def _only_site(self:Store):
     found = self.sites()
@@ -634,7 +634,7 @@ def _check(self:Store):
     if self.model and (f := fingerprint(self.model)) != m["model"]["fingerprint"]:
         raise WorkbookError(f"{self.path}: was written by {m['model']['name']} with fingerprint {m['model']['fingerprint']}, but the model given is {self.model.name} with {f}")
 
-# %% ../../nbs/part1_extraction/12_activations.ipynb #f62d2130
+# %% ../../nbs/part1_extraction/12_activations.ipynb #55da13d9
 @patch
 def _layout(self:Store):
     "Names and ends of the shards, and the keys they begin with."
@@ -659,7 +659,7 @@ def _tensors(path):
     try: return safetensors.torch.load_file(path)
     except (safetensors.SafetensorError, OSError) as e: raise WorkbookError(f"{path}: missing or damaged ({str(e).splitlines()[0]}); without it the store cannot be read") from None
 
-# %% ../../nbs/part1_extraction/12_activations.ipynb #bdf27a07
+# %% ../../nbs/part1_extraction/12_activations.ipynb #ffcde425
 @patch
 def read(self:Store, shard:int)->Rows:
     "One shard, checked."
@@ -682,7 +682,7 @@ def _to(rows, device):
     if device is None or torch.device(device).type == "cpu": return rows
     return Rows(*(t.pin_memory().to(device, non_blocking=True) for t in rows))
 
-# %% ../../nbs/part1_extraction/12_activations.ipynb #d3e17f4a
+# %% ../../nbs/part1_extraction/12_activations.ipynb #51db17ca
 @patch
 def batches(self:Store, size:int=SHARD, # rows
             start:int=0, # first row: where an interrupted training goes on
@@ -692,7 +692,7 @@ def batches(self:Store, size:int=SHARD, # rows
     "Yield `Rows` from front to back, read ahead in a thread."
     return prefetch(self._batches(size, start, partial, device), ahead)
 
-# %% ../../nbs/part1_extraction/12_activations.ipynb #bc3f71bc
+# %% ../../nbs/part1_extraction/12_activations.ipynb #93157298
 @patch
 def rows(self:Store, index)->Rows: # in the order asked for
     "Any rows by number."
@@ -707,7 +707,7 @@ def rows(self:Store, index)->Rows: # in the order asked for
     back = torch.from_numpy(np.argsort(np.concatenate(order)))
     return Rows(*(torch.cat(t)[back] for t in zip(*parts)))
 
-# %% ../../nbs/part1_extraction/12_activations.ipynb #3dbe8191
+# %% ../../nbs/part1_extraction/12_activations.ipynb #8d25ba3a
 @patch
 def _shard_keys(self:Store, shard):
     with safetensors.safe_open(self.path.parent/f"{self._names[shard]}.safetensors", "np") as f:
@@ -731,7 +731,7 @@ def _find_all(self:Store, document, position):
     rank, start, end = self.documents.ends(document, "rows")
     return int(self._firsts[rank]) + start + position if 0 <= position < end - start else -1
 
-# %% ../../nbs/part1_extraction/12_activations.ipynb #6a0a33c1
+# %% ../../nbs/part1_extraction/12_activations.ipynb #55aeb7b8
 @patch
 def weights(self:Store, token)->torch.Tensor: # float32, like token
     "How many rows of text each training row stands for: one over the rate of its token."
@@ -744,7 +744,7 @@ def special(self:Store, token)->torch.Tensor: # bool, like token
     "Which tokens stand for no text."
     return torch.isin(token, torch.tensor(self.meta["model"]["special_ids"], dtype=token.dtype, device=token.device))
 
-# %% ../../nbs/part1_extraction/12_activations.ipynb #3a00f80c
+# %% ../../nbs/part1_extraction/12_activations.ipynb #92b5cbe6
 class Passage(NamedTuple):
     "A token in its text: `text[start:end]` is the token, `left` and `right` bound the words around it."
     id: str # of the document
@@ -766,7 +766,7 @@ def around(text:str, start:int, end:int, words:int=40)->tuple[int, int]: # chara
     right = len(text) - len(after[words]) if len(after) > words else len(text)
     return left + (text[left:start] != "" and len(text[left:start]) - len(text[left:start].lstrip())), end + len(text[end:right].rstrip())
 
-# %% ../../nbs/part1_extraction/12_activations.ipynb #2d5593e6
+# %% ../../nbs/part1_extraction/12_activations.ipynb #4f3c7282
 @patch
 def _text(self:Store, ordinal):
     "A document's text: kept, or asked from the corpus, which must give the same document."
@@ -787,7 +787,7 @@ def _document(self:Store, ordinal):
         text = self._text(ordinal); kept[ordinal] = text, self.model.encode([text])[0]
     return kept[ordinal]
 
-# %% ../../nbs/part1_extraction/12_activations.ipynb #9802acb1
+# %% ../../nbs/part1_extraction/12_activations.ipynb #8d99beb1
 @patch
 def passage(self:Store, row:int|None=None, # a row of this store, or
             document:int|None=None, position:int|None=None, # any address in its documents, kept or not
@@ -800,7 +800,7 @@ def passage(self:Store, row:int|None=None, # a row of this store, or
     if e.special[position]: a = b = 0 if position < len(e) / 2 else len(text)
     return Passage(self.documents.id(document), document, position, text, a, b, *around(text, a, b, words))
 
-# %% ../../nbs/part1_extraction/12_activations.ipynb #5219e63b
+# %% ../../nbs/part1_extraction/12_activations.ipynb #23c2bebd
 def _groups(documents, size, tokens):
     "Documents in runs of at least `size` tokens; ends after `tokens` of them."
     group, n, total = [], 0, 0
@@ -827,7 +827,7 @@ def _run(model, corpus, writer, settings):
         writer.commit(group)
     bar.close()
 
-# %% ../../nbs/part1_extraction/12_activations.ipynb #86615480
+# %% ../../nbs/part1_extraction/12_activations.ipynb #815493df
 def _defaults(model, sites, settings):
     "What was left open, decided by the model and the machine."
     budget = settings["token_budget"] or default_budget(model, sites.values())
@@ -847,7 +847,7 @@ def _checked(model, corpus, sites, keep, fraction, sampling, specials, dtype, bu
     sites = [model.middle] if sites is None else [as_site(s) for s in ([sites] if isinstance(sites, (str, Site)) else sites)]
     return {str(s): x.shape[-1] for s, x in model.capture(probe, list(dict.fromkeys(sites))).items()}
 
-# %% ../../nbs/part1_extraction/12_activations.ipynb #561d7f3b
+# %% ../../nbs/part1_extraction/12_activations.ipynb #fa06ba5d
 def _finished(folder): return not (folder/".work").exists() and any(folder.glob("*/meta.json"))
 
 def _begin(folder, wanted, defaults, rates):
@@ -874,7 +874,7 @@ def _end(folder, settings, memory):
         os.rename(folder/".work", folder/".work-done"); shutil.rmtree(folder/".work-done")
     return True
 
-# %% ../../nbs/part1_extraction/12_activations.ipynb #80fac3e4
+# %% ../../nbs/part1_extraction/12_activations.ipynb #d142e2d9
 def extract(model:LanguageModel, corpus:Corpus, # its rank and world share the documents among processes
             sites=None, # one or several; the middle of the model
             folder:str|Path="store", # where it shall be; an interrupted run in there is continued
@@ -903,7 +903,7 @@ def extract(model:LanguageModel, corpus:Corpus, # its rank and world share the d
         if not _extract_rank(model, corpus, folder, settings, rates, special, memory): return None
     return Store(folder, next(iter(widths)), model=model, corpus=corpus)
 
-# %% ../../nbs/part1_extraction/12_activations.ipynb #005e6761
+# %% ../../nbs/part1_extraction/12_activations.ipynb #5c9c907e
 def _extract_rank(model, corpus, folder, settings, rates, special, memory):
     "This process's share, then the end of it all, if the others are through."
     if rates is None: rates = np.full(max(len(model.tokenizer), model.model.config.vocab_size), settings["fraction"])
@@ -918,7 +918,7 @@ def _extract_rank(model, corpus, folder, settings, rates, special, memory):
     finally: writer.close()
     return _end(folder, settings, memory)
 
-# %% ../../nbs/part1_extraction/12_activations.ipynb #e937c619
+# %% ../../nbs/part1_extraction/12_activations.ipynb #1e50fb23
 def process_share()->dict: # rank and world, for `open_corpus` or `Corpus.but`
     "This process's share as `torchrun` sets it; everything, without torchrun."
     return dict(rank=int(os.environ.get("RANK", 0)), world=int(os.environ.get("WORLD_SIZE", 1)))
