@@ -5,27 +5,27 @@
 # %% auto #0
 __all__ = ['source_hash', 'outputs_are_fresh', 'execute_notebook', 'book_notebooks', 'run_notebooks', 'readme_text', 'run_all']
 
-# %% ../nbs/02_testing.ipynb #7e9b98a5
-import hashlib, json, os, re, subprocess, sys, time
+# %% ../nbs/02_testing.ipynb #531d486b
+import hashlib, json, os, re, subprocess, sys, tempfile, time
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 from .core import WorkbookError
 
-# %% ../nbs/02_testing.ipynb #60c66ce9
+# %% ../nbs/02_testing.ipynb #a3ca8d00
 def source_hash(notebook:dict # a notebook as JSON
                )->str: # 16 hexadecimal digits
     "A fingerprint of a notebook's code; prose may change without a new run."
     code = ["".join(c["source"]) for c in notebook["cells"] if c["cell_type"] == "code"]
     return hashlib.sha256("\0".join(c.strip() for c in code).encode()).hexdigest()[:16]
 
-# %% ../nbs/02_testing.ipynb #29df1755
+# %% ../nbs/02_testing.ipynb #f0b4001a
 def outputs_are_fresh(path:str|Path)->bool:
     "Whether the committed outputs of a notebook come from the code that it holds."
     notebook = json.loads(Path(path).read_text("utf-8"))
     return notebook["metadata"].get("executed") == source_hash(notebook)
 
-# %% ../nbs/02_testing.ipynb #3338ace8
+# %% ../nbs/02_testing.ipynb #936ec86e
 def execute_notebook(path:str|Path, # changed in place
                      timeout:int=1800 # seconds for any one cell
                     )->float: # seconds it took
@@ -47,10 +47,15 @@ def execute_notebook(path:str|Path, # changed in place
     return time.time() - started
 
 def _results_only(cell):
-    "Drop what went to stderr (bars, warnings of libraries) and widgets' bars: a page shows results."
-    if cell.cell_type == "code": cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr" and "application/vnd.jupyter.widget-view+json" not in o.get("data", {})]
+    "Drop what went to stderr (bars, warnings of libraries) and widgets' bars, and name no folder of this machine: a page shows results."
+    if cell.cell_type != "code": return
+    cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr" and "application/vnd.jupyter.widget-view+json" not in o.get("data", {})]
+    def anonymous(text): return text.replace(tempfile.gettempdir(), "<tmp>").replace(str(Path.home()), "~") if isinstance(text, str) else text
+    for o in cell.outputs:
+        if "text" in o: o["text"] = anonymous(o["text"])
+        if "data" in o: o["data"] = {k: anonymous(v) for k, v in o["data"].items()}
 
-# %% ../nbs/02_testing.ipynb #596008ea
+# %% ../nbs/02_testing.ipynb #6f3eac10
 def book_notebooks()->list[Path]:
     "All notebooks of the book, in reading order; drafts (names that begin with _) are left out."
     from nbdev.config import get_config
@@ -65,7 +70,7 @@ def _run_one(path, flags): # in a fresh process
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1", "MPLBACKEND": "agg", "SAE_NOTEBOOKS_QUIET": "1"})
     return run.returncode == 0, time.time() - started, run.stderr
 
-# %% ../nbs/02_testing.ipynb #45e2eef0
+# %% ../nbs/02_testing.ipynb #365ee750
 def run_notebooks(paths, # notebooks to run
                   flags:tuple=(), # flags whose cells are run too, for example ("slow",)
                   workers:int=2)->list[tuple]: # (path, passed, seconds, error text)
@@ -80,7 +85,7 @@ def run_notebooks(paths, # notebooks to run
             results.append((path, ok, seconds, error))
     return results
 
-# %% ../nbs/02_testing.ipynb #b48805fb
+# %% ../nbs/02_testing.ipynb #f4fc721a
 def readme_text(index:str|Path # index.ipynb
                )->str:
     "The README that belongs to the book's front page."
@@ -88,7 +93,7 @@ def readme_text(index:str|Path # index.ipynb
     text = re.sub(r"\]\((?!https?:|#)", "](nbs/", "\n\n".join(c.strip() for c in cells))
     return "<!-- Written by `sae_workbook readme` from nbs/index.ipynb: edit that. -->\n\n" + text + "\n"
 
-# %% ../nbs/02_testing.ipynb #717c5c85
+# %% ../nbs/02_testing.ipynb #041a817b
 def run_all(pattern:str="", # only notebooks whose path contains this
             flags:tuple=(), workers:int=2)->int: # number of failures
     "All notebooks and all of `tests/`; the last line printed is `N passed, N failed`."
