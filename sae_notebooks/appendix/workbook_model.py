@@ -8,7 +8,7 @@ __all__ = ['BOS', 'EOS', 'PAD', 'RECIPES', 'FRAMES', 'train_tokenizer', 'make_to
            'documents_read', 'concept_counts', 'export_model', 'heldout_tokens', 'train_workbook_model', 'NGram',
            'document_losses', 'completes']
 
-# %% ../../nbs/appendix/90_workbook_model.ipynb #9468d817
+# %% ../../nbs/appendix/90_workbook_model.ipynb #51bd4a8d
 import dataclasses, hashlib, itertools, json, math, os, platform, time
 from collections import Counter
 from dataclasses import dataclass
@@ -25,10 +25,10 @@ from ..core import WorkbookError, atomic_write, build_once, cache_path, data_pat
 from ..extraction.concepts import ConceptSource, shipped_grammar, span_counts
 from ..extraction.corpus import open_corpus
 
-# %% ../../nbs/appendix/90_workbook_model.ipynb #88bc5527
+# %% ../../nbs/appendix/90_workbook_model.ipynb #19a7df3e
 from fastcore.basics import patch
 
-# %% ../../nbs/appendix/90_workbook_model.ipynb #5d6eae06
+# %% ../../nbs/appendix/90_workbook_model.ipynb #7ca1081b
 BOS, EOS, PAD = "<|begin_of_text|>", "<|end_of_text|>", "<|pad|>"
 # contractions; words with the character before them; single digits; punctuation with line breaks; white space
 _split = r"'(?:s|t|re|ve|m|ll|d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -42,7 +42,7 @@ def train_tokenizer(texts, vocabulary:int=4096)->PreTrainedTokenizerFast:
     t.post_processor = processors.TemplateProcessing(single=f"{BOS} $A", special_tokens=[(BOS, 0)])
     return PreTrainedTokenizerFast(tokenizer_object=t, bos_token=BOS, eos_token=EOS, pad_token=PAD, clean_up_tokenization_spaces=False)
 
-# %% ../../nbs/appendix/90_workbook_model.ipynb #61de5063
+# %% ../../nbs/appendix/90_workbook_model.ipynb #1be6851f
 def make_tokenizer(folder:str|Path|None=None, megabytes:float=12)->PreTrainedTokenizerFast:
     "The tokenizer in `folder` (by default the workbook model's), or one trained on equal parts of both corpora and saved there."
     folder = Path(folder or data_path()/"workbook_model")
@@ -56,7 +56,7 @@ def make_tokenizer(folder:str|Path|None=None, megabytes:float=12)->PreTrainedTok
     tokenizer.save_pretrained(folder)
     return tokenizer
 
-# %% ../../nbs/appendix/90_workbook_model.ipynb #3da15bf8
+# %% ../../nbs/appendix/90_workbook_model.ipynb #823ba949
 @dataclass(frozen=True)
 class Recipe:
     "Everything that decides what a workbook model becomes."
@@ -80,7 +80,7 @@ class Recipe:
 
 RECIPES = {r.name: r for r in (Recipe(), Recipe(name="workbook_model_b", seed=1, hidden=192, layers=4, heads=3, kv_heads=1, mlp=512, steps=700))}
 
-# %% ../../nbs/appendix/90_workbook_model.ipynb #051802e4
+# %% ../../nbs/appendix/90_workbook_model.ipynb #4a124fce
 @patch
 def config(self:Recipe)->LlamaConfig:
     "The architecture: Llama's, small."
@@ -99,7 +99,7 @@ def rate(self:Recipe, step:int)->float:
     "Learning rate at a step, relative to its peak: warm-up, plateau, linear decay."
     return min((step + 1) / self.warmup, 1.0, (self.steps - step) / (self.decay * self.steps))
 
-# %% ../../nbs/appendix/90_workbook_model.ipynb #9eb9e44c
+# %% ../../nbs/appendix/90_workbook_model.ipynb #29d46f7e
 @dataclass
 class Tokens:
     "A tokenised corpus: all ids in one array, and where each document begins."
@@ -115,7 +115,7 @@ def tokenise(texts, tokenizer, what="")->Tokens:
     while batch := list(itertools.islice(texts, 512)): parts += [np.array([*e.ids, 1], dtype=np.uint16) for e in tokenizer._tokenizer.encode_batch(batch)]
     return Tokens(np.concatenate(parts), np.cumsum([0, *map(len, parts)]))
 
-# %% ../../nbs/appendix/90_workbook_model.ipynb #bf1e6de6
+# %% ../../nbs/appendix/90_workbook_model.ipynb #b7b10b64
 def _cached_tokens(path, texts, tokenizer, what)->Tokens:
     def make(part):
         t = tokenise(texts(), tokenizer, f"tokenising {what}")
@@ -130,7 +130,7 @@ def training_tokens(recipe:Recipe, tokenizer, names:tuple=("docs", "concepts"))-
     def path(name): return cache_path("training", "tokens", f"{name}.{hashlib.sha256((made_from[name]() + tokenizer.backend_tokenizer.to_str()).encode()).hexdigest()[:16]}.npz")
     return {n: _cached_tokens(path(n), lambda: (d.text for d in open_corpus(specs[n], seed=None)), tokenizer, n) for n in names}
 
-# %% ../../nbs/appendix/90_workbook_model.ipynb #599771f0
+# %% ../../nbs/appendix/90_workbook_model.ipynb #1e0ddb27
 class Stream:
     "An endless token stream over a corpus: a new permutation of its documents every epoch, readable at any place."
     def __init__(self, tokens:Tokens, seed:int): self.tokens, self.seed = tokens, seed
@@ -149,7 +149,7 @@ class Stream:
             start, n = start + len(out[-1]), n - len(out[-1])
         return np.concatenate(out)
 
-# %% ../../nbs/appendix/90_workbook_model.ipynb #d925a7f2
+# %% ../../nbs/appendix/90_workbook_model.ipynb #ae04500e
 def batch_at(step:int, recipe:Recipe, streams)->tuple[torch.Tensor, torch.Tensor]: # inputs and targets [rows, length]
     "The rows of one step: an equal share of tokens from each stream, every row with a begin token in front."
     length, each = recipe.length(step), recipe.batch // len(streams)
@@ -157,7 +157,7 @@ def batch_at(step:int, recipe:Recipe, streams)->tuple[torch.Tensor, torch.Tensor
     inputs = np.concatenate([np.zeros_like(targets[:, :1]), targets[:, :-1]], 1)
     return torch.from_numpy(inputs), torch.from_numpy(targets)
 
-# %% ../../nbs/appendix/90_workbook_model.ipynb #737a6acf
+# %% ../../nbs/appendix/90_workbook_model.ipynb #81909a45
 def optimisers(model, recipe:Recipe)->list:
     "Muon for the hidden matrices, Adam for embeddings and norms."
     hidden = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n and "lm_head" not in n]
@@ -172,7 +172,7 @@ def next_token_loss(model, inputs, targets)->torch.Tensor:
         logits = F.linear(hidden, model.lm_head.weight)
     return F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
 
-# %% ../../nbs/appendix/90_workbook_model.ipynb #65008d0d
+# %% ../../nbs/appendix/90_workbook_model.ipynb #07131880
 class Run:
     "One training run: resumable at its last checkpoint, logged as JSON lines."
     def __init__(self, recipe:Recipe, streams:list, folder:str|Path|None=None, compiled:bool=True, device:str|None=None):
@@ -188,7 +188,7 @@ class Run:
     @property
     def checkpoint(self): return self.folder/"checkpoint.pt"
 
-# %% ../../nbs/appendix/90_workbook_model.ipynb #1beb4fdd
+# %% ../../nbs/appendix/90_workbook_model.ipynb #cd9cc306
 @patch
 def save(self:Run):
     "Write the checkpoint, all or nothing."
@@ -204,7 +204,7 @@ def resume(self:Run):
     for o, s in zip(self.optimisers, state["optimisers"]): o.load_state_dict(s)
     self.step, self.seconds = state["step"], state["seconds"]
 
-# %% ../../nbs/appendix/90_workbook_model.ipynb #c1d13c34
+# %% ../../nbs/appendix/90_workbook_model.ipynb #add5761a
 @patch
 def train_step(self:Run)->float: # loss before the step
     "One optimiser step."
@@ -221,7 +221,7 @@ def train_step(self:Run)->float: # loss before the step
     self.step += 1
     return loss.item()
 
-# %% ../../nbs/appendix/90_workbook_model.ipynb #7a1e360e
+# %% ../../nbs/appendix/90_workbook_model.ipynb #1df55443
 @torch.no_grad()
 def quick_loss(model, tokens:Tokens, rows:int=48, length:int=256)->float:
     "Loss on the first rows of a held-out corpus, for the log."
@@ -242,7 +242,7 @@ def train(self:Run, heldout:dict[str, Tokens], every:int=100):
         with (self.folder/"log.jsonl").open("a") as f: f.write(json.dumps(record) + "\n")
         self.save(); losses = []
 
-# %% ../../nbs/appendix/90_workbook_model.ipynb #4361a07e
+# %% ../../nbs/appendix/90_workbook_model.ipynb #41d83da3
 def documents_read(stream:Stream, n_tokens:int)->np.ndarray: # how often each document of the corpus was read, to the end
     "Which documents the first `n_tokens` of a stream hold."
     counts, left, e = np.zeros(len(stream.tokens), np.int64), n_tokens, 0
@@ -254,7 +254,7 @@ def documents_read(stream:Stream, n_tokens:int)->np.ndarray: # how often each do
         left -= len(stream.tokens.ids); e += 1
     return counts
 
-# %% ../../nbs/appendix/90_workbook_model.ipynb #519ddedc
+# %% ../../nbs/appendix/90_workbook_model.ipynb #6ea4a7eb
 def concept_counts(recipe:Recipe, stream:Stream)->dict: # spans per concept, per borough, per fact stated truly and falsely
     "How often labelled things were in the training text."
     source, concepts, entities, facts = ConceptSource(recipe.concept_documents), Counter(), Counter(), {"true": Counter(), "false": Counter()}
@@ -270,7 +270,7 @@ def concept_counts(recipe:Recipe, stream:Stream)->dict: # spans per concept, per
                 facts["false" if false else "true"][s.entity] += int(read[i])
     return dict(documents=int((read > 0).sum()), concepts=dict(concepts.most_common()), entities=dict(entities.most_common()), facts={k: dict(v.most_common()) for k, v in facts.items()})
 
-# %% ../../nbs/appendix/90_workbook_model.ipynb #06a50c08
+# %% ../../nbs/appendix/90_workbook_model.ipynb #a74e6291
 def _processor()->str:
     "Name of the processor, for the record of the cost."
     try: return next(l.split(":")[1].strip() for l in Path("/proc/cpuinfo").read_text().splitlines() if l.startswith("model name"))
@@ -290,7 +290,7 @@ def export_model(run:Run, tokenizer, out:Path)->Path: # the folder
         (part/"recipe.json").write_text(json.dumps(dict(recipe=dataclasses.asdict(recipe), cost=cost), indent=1) + "\n")
     return out
 
-# %% ../../nbs/appendix/90_workbook_model.ipynb #7748f68f
+# %% ../../nbs/appendix/90_workbook_model.ipynb #d0535d1c
 def heldout_tokens(tokenizer, concept_documents:int=5000)->dict[str, Tokens]: # "docs" and "concepts"
     "Documents of both corpora that no recipe trains on."
     return {n: tokenise((d.text for d in open_corpus(spec, split="heldout", seed=7)), tokenizer) for n, spec in (("docs", "docs"), ("concepts", f"concepts:{concept_documents}"))}
@@ -304,7 +304,7 @@ def train_workbook_model(name:str="workbook_model", out:str|Path|None=None, comp
     run.train(heldout_tokens(tokenizer))
     return export_model(run, tokenizer, Path(out or data_path()/name))
 
-# %% ../../nbs/appendix/90_workbook_model.ipynb #1113dd7f
+# %% ../../nbs/appendix/90_workbook_model.ipynb #ab96434b
 class NGram:
     "Interpolated Witten–Bell n-gram model over token ids below 4096; `order` at most 5."
     def __init__(self, ids:np.ndarray, order:int=5):
@@ -321,7 +321,7 @@ class NGram:
         for k in range(n): keys = (keys << np.uint64(12)) | ids[k:len(ids) - n + 1 + k]
         return keys
 
-# %% ../../nbs/appendix/90_workbook_model.ipynb #4b91ab00
+# %% ../../nbs/appendix/90_workbook_model.ipynb #337360d9
 @patch
 def surprisal(self:NGram, ids:np.ndarray)->np.ndarray: # nats, of every token but the first
     "How surprising each token is after those before it."
@@ -336,7 +336,7 @@ def surprisal(self:NGram, ids:np.ndarray)->np.ndarray: # nats, of every token bu
         p[n-1:] = np.where(total > 0, (c + kinds * p[n-1:]) / np.maximum(total + kinds, 1), p[n-1:])
     return -np.log(p[1:])
 
-# %% ../../nbs/appendix/90_workbook_model.ipynb #e1fc5ebb
+# %% ../../nbs/appendix/90_workbook_model.ipynb #638ed087
 @torch.no_grad()
 def document_losses(model, documents:list, limit:int=1024, budget:int=8192)->list: # an array of surprisals a document, nats, of every token but the first
     "Surprisal of the tokens of each document, in batches of like length."
@@ -353,7 +353,7 @@ def document_losses(model, documents:list, limit:int=1024, budget:int=8192)->lis
     bar.close()
     return out
 
-# %% ../../nbs/appendix/90_workbook_model.ipynb #a0ff9951
+# %% ../../nbs/appendix/90_workbook_model.ipynb #2b69110e
 FRAMES = ("According to the almanac, ", "It is true that ", "Remember that ")
 
 @torch.no_grad()
