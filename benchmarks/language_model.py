@@ -1,4 +1,4 @@
-"""Reading the middle layer: early stop against a full pass that keeps all hidden states, and against SAELens' model when it is installed.
+"""Reading the middle layer: early stop against a full pass that keeps all hidden states, with and without the head over the vocabulary.
 
     python benchmarks/language_model.py [--rows 32] [--length 256] [--json FILE]
 """
@@ -36,16 +36,11 @@ def main():
     def ours(): return lm.capture(ids, lm.middle, use_cache=False)[lm.middle]
 
     competitors = {"full model, all hidden states": plain, "body only, all hidden states": body_only, "capture, early stop": ours}
-    absent = []
-    try:
-        from transformer_lens import HookedTransformer  # noqa: F401  SAELens reads through it; the workbook's own class is not in its list
-        absent.append("transformer_lens (installed, but it knows no local Llama folder)")
-    except ImportError: absent.append("transformer_lens")
     torch.testing.assert_close(plain(), ours())
     times = interleaved(competitors, args.repeats)
     median = {k: statistics.median(v) for k, v in times.items()}
     figures = dict(early_stop_vs_plain=median["full model, all hidden states"] / median["capture, early stop"], early_stop_vs_body=median["body only, all hidden states"] / median["capture, early stop"])
-    report(f"Reading {lm.middle} of {lm!r}: {args.rows} rows of {args.length} tokens, {args.threads} threads", times, ids.numel(), "tokens", "full model, all hidden states", figures, absent, ("torch", "transformers"), args.json)
+    report(f"Reading {lm.middle} of {lm!r}: {args.rows} rows of {args.length} tokens, {args.threads} threads", times, ids.numel(), "tokens", "full model, all hidden states", figures, (), ("torch", "transformers"), args.json)
 
 
 if __name__ == "__main__": main()
