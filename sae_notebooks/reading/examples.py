@@ -7,8 +7,8 @@ __all__ = ['LEVELS', 'CSS', 'site_of', 'text_codes', 'feature_values', 'affects'
            'Reading', 'read', 'reread', 'shown', 'coloured', 'Html', 'html_page', 'vocabulary_scores', 'lens_bound',
            'logit_lens', 'density_histogram', 'feature_card', 'feature_page']
 
-# %% ../../nbs/part3_reading/31_examples.ipynb #5555124e
-import html
+# %% ../../nbs/part3_reading/31_examples.ipynb #7ab9a212
+import html, re
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -163,46 +163,54 @@ def reread(store:FeatureStore, lm:LanguageModel, sae:SAE, hit:Hit, how:bool=True
     at = np.clip(np.arange(len(w.ids)) - lead + first, 0, len(ids) - 1)
     return _read(lm, sae, hit.passage.text, w.ids, offsets[at], hit.feature, position - w.position + w.a, how)
 
-# %% ../../nbs/part3_reading/31_examples.ipynb #e63a8a31
-_names = {**{i: chr(0x2400 + i) for i in range(32)}, 127: "␡", **{i: f"⟨U+{i:04X}⟩" for i in (*range(0x80, 0xA0), 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A), 0xFEFF, *range(0xFFF9, 0xFFFC))},
-          **{i: "�" for i in range(0xD800, 0xE000)}, 9: "→", 10: "↵ ", 13: "␍"}
+# %% ../../nbs/part3_reading/31_examples.ipynb #1c0686b9
+_odd = "&<>\"'\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ufff9-\ufffb\ud800-\udfff"
+_odd_run = re.compile(f"[{_odd}]")
+def _named(match):
+    c = match[0]; i = ord(c)
+    if c in "&<>\"'": return html.escape(c)
+    if i in (9, 10, 13): return {9: "→", 10: "↵ ", 13: "␍"}[i]
+    if i < 32: return chr(0x2400 + i)
+    return "\ufffd" if 0xD800 <= i < 0xE000 else f"⟨U+{i:04X}⟩"
 
 def shown(text:str)->str: # HTML
     "Any text as text: escaped, with names for what would be invisible, turn the line around, or be no character at all."
-    return html.escape(text.translate(_names))
+    return _odd_run.sub(_named, text)
 
-LEVELS = "abcdefgh" # classes of the colours, faint to full; capitals for negative values
-
-def coloured(text:str, left:int, right:int, # the stretch to show
-             offsets:np.ndarray, values:np.ndarray, # [n, 2] characters, [n] of the tokens
-             scale:float, # the value with the fullest colour
-             mark:tuple[int, int]|None=None # characters to underline
-            )->str: # HTML
-    "A stretch of text with every token's value as colour; runs of equal colour share a tag."
-    level = np.ceil(np.abs(np.nan_to_num(values)) / (scale or 1) * 8).clip(0, 8).astype(int) * np.where(values < 0, -1, 1)
-    char = np.zeros(right - left, np.int64)
-    for (a, b), v in zip(offsets, level):
-        a, b = max(a, left) - left, min(b, right) - left
-        if v and a < b: char[a:b] = np.where(abs(char[a:b]) < abs(v), v, char[a:b]) # several tokens of one character: the strongest
-    marked = np.zeros(right - left, bool)
-    if mark: marked[max(0, mark[0] - left):max(0, mark[1] - left)] = True
-    code = char * 2 + marked
-    cuts = np.flatnonzero(np.diff(code, prepend=99, append=99)).tolist()
-    return "".join(_tagged(shown(text[left + a:left + b]), int(char[a]), marked[a]) for a, b in zip(cuts, cuts[1:]))
+# %% ../../nbs/part3_reading/31_examples.ipynb #1175022c
+LEVELS = "abcdefgh", "ijklmnop" # classes of the colours from faint to full: above zero, below zero
 
 def _tagged(words, level, marked):
     if marked: words = f"<u>{words}</u>"
-    if not level: return words
-    return f"<b class={LEVELS[level - 1] if level > 0 else LEVELS[-level - 1].upper()}>{words}</b>"
+    return f"<b class={LEVELS[level < 0][abs(level) - 1]}>{words}</b>" if level else words
 
-# %% ../../nbs/part3_reading/31_examples.ipynb #0a1f669e
+def coloured(text:str, left:int, right:int, # the stretch to show
+             offsets:np.ndarray, values:np.ndarray, # [n, 2] characters and [n] values of some tokens, in order
+             scale:float, # the value with the fullest colour
+             mark:tuple[int, int]|None=None # characters of the token to underline
+            )->str: # HTML
+    "A stretch of text with tokens' values as colour; runs of equal colour share a tag."
+    level = np.ceil(np.abs(values) * (8 / scale) - 1e-6).clip(0, 8) * np.sign(values) if scale else np.zeros(len(values))
+    runs, at = [], left # [start, end, level, marked] of what is not plain
+    for (a, b), v in zip(offsets.tolist(), level.astype(int).tolist()):
+        marked = (a, b) == mark; a, b = max(a, at), min(b, right)
+        if a >= b: # a further token of the same character: the strongest counts
+            if runs and b == runs[-1][1] and b > left: runs[-1][2:] = [max(runs[-1][2], v, key=abs), runs[-1][3] or marked]
+        elif v or marked:
+            if runs and runs[-1][1:] == [a, v, marked]: runs[-1][1] = b
+            else: runs.append([a, b, v, marked])
+            at = b
+    ends = [left, *(r[1] for r in runs)]
+    return "".join(shown(text[e:a]) + _tagged(shown(text[a:b]), v, m) for e, (a, b, v, m) in zip(ends, runs)) + shown(text[ends[-1]:right])
+
+# %% ../../nbs/part3_reading/31_examples.ipynb #2d3858b6
 CSS = """.fc{--on:230,159,0;--neg:0,114,178;--ink:#1a1a1a;--soft:#5c5c5c;--line:#d5d5d5;--paper:#fff;color:var(--ink);background:var(--paper);font:14px/1.55 system-ui,sans-serif;max-width:62em;padding:.8em 1em;border:1px solid var(--line);border-radius:6px;margin:.8em 0;overflow-wrap:anywhere}
 @media(prefers-color-scheme:dark){.fc{--on:196,116,0;--neg:30,120,200;--ink:#ececec;--soft:#a9a9a9;--line:#3c3c3c;--paper:#161616}}
-.fc h3{margin:0;font-size:1.15em}.fc h4{margin:.2em 0;font-size:.9em}.fc p,.fc ol,.fc ul{margin:.25em 0}.fc .m,.fc .v,.fc summary small{color:var(--soft);font-size:.92em}
-.fc .g{display:flex;flex-wrap:wrap;gap:.4em 1.8em;margin:.5em 0}.fc ol,.fc ul{padding:0;list-style:none}.fc .x li{padding:.3em 0 .3em 4.2em;border-top:1px solid var(--line);text-indent:-4.2em}
-.fc .v{display:inline-block;width:4.2em;text-indent:0;font-variant-numeric:tabular-nums}.fc bdi{white-space:pre-wrap}.fc b{font-weight:inherit;border-radius:2px}.fc u{text-decoration-thickness:2px}.fc summary{cursor:pointer;font-weight:600;margin:.3em 0}
-.fc td,.fc th{padding:0 .7em 0 0;text-align:left;font-weight:inherit;background:none;color:inherit;border:0}.fc td.n{text-align:right;font-variant-numeric:tabular-nums}.fc table{border-collapse:collapse;font-size:.92em}.fc code{background:none;color:inherit;white-space:pre-wrap;font-family:ui-monospace,monospace}.fc svg{display:block;fill:currentColor;font-size:10px}
-""" + "".join(f".fc .{c}{{background:rgba(var(--on),{.1 + .085 * i:.2f})}}.fc .{c.upper()}{{background:rgba(var(--neg),{.1 + .085 * i:.2f})}}" for i, c in enumerate(LEVELS))
+.fc h3{margin:0;font-size:1.15em}.fc h4{margin:.2em 0;font-size:.9em}.fc p,.fc ol,.fc ul{margin:.25em 0}.fc .mu,.fc summary small{color:var(--soft);font-size:.92em;font-weight:400}
+.fc .gr{display:flex;flex-wrap:wrap;gap:.4em 1.8em;margin:.5em 0}.fc ol,.fc ul{padding:0;list-style:none}.fc ol>li{display:grid;grid-template-columns:3.6em 1fr;padding:.3em 0;border-top:1px solid var(--line)}.fc ul{padding:.3em 0;border-top:1px solid var(--line)}
+.fc i{color:var(--soft);font-style:normal;font-variant-numeric:tabular-nums}.fc bdi{white-space:pre-wrap}.fc b{font-weight:inherit;border-radius:2px}.fc u{text-decoration-thickness:2px;text-underline-offset:2px}.fc summary{cursor:pointer;font-weight:600;margin:.3em 0}
+.fc td,.fc th{padding:0 .7em 0 0;text-align:left;font-weight:inherit;background:none;color:inherit;border:0}.fc td.nu{text-align:right;font-variant-numeric:tabular-nums}.fc table{border-collapse:collapse;font-size:.92em;margin:0}.fc code{background:none;color:inherit;padding:0;white-space:pre-wrap;font:1em ui-monospace,monospace}.fc svg{display:block;fill:currentColor;font-size:10px}
+""" + "".join(f".fc b.{c}{{background:rgba(var(--{hue}),{.1 + .085 * i:.2f})}}" for hue, classes in zip(("on", "neg"), LEVELS) for i, c in enumerate(classes))
 
 class Html(str):
     "A piece of HTML that shows itself in a notebook. As a string it is without the style sheet `CSS`, which a page needs once."
@@ -257,7 +265,7 @@ def _token_names(lm):
         return cache[t]
     return name
 
-# %% ../../nbs/part3_reading/31_examples.ipynb #f3b3dc7d
+# %% ../../nbs/part3_reading/31_examples.ipynb #84976712
 def _bars(counts, label, left, right, width=230, height=64)->str: # SVG
     "Bars with logarithmic heights, and their range below."
     h = np.log1p(counts) / (np.log1p(max(counts)) or 1) * height; w = width / len(counts)
@@ -271,40 +279,41 @@ def density_histogram(store:FeatureStore, bins:int=40)->Html:
     low, high = (np.floor(d.min()), np.ceil(d.max())) if len(d) else (-6, 0)
     counts = np.histogram(d, bins, (low, high))[0]
     return Html(f'<div class=fc><h4>Density of {store.n_features:,} features</h4>{_bars(counts, "histogram of the densities", f"10^{low:.0f} of the tokens", f"10^{high:.0f}", 420, 90)}'
-                f"<p class=m>height: logarithm of the number of features, at most {max(counts):,}; {dead:,} dead on {store.text_tokens:,} tokens; median of the others {10 ** np.median(d):.2g}</p></div>")
+                f"<p class=mu>height: logarithm of the number of features, at most {max(counts):,}; {dead:,} dead on {store.text_tokens:,} tokens; median of the others {10 ** np.median(d):.2g}</p></div>")
 
-# %% ../../nbs/part3_reading/31_examples.ipynb #8bccafcd
-def _context(store, own, hit, words, scale):
+# %% ../../nbs/part3_reading/31_examples.ipynb #7ae58bd2
+def _context(store, own, hit, scale):
     "A hit with the feature's value at every token around it, from the store."
-    p = hit.passage; first, of = hit.row - p.position, own.tokens
-    a, b = np.searchsorted(of, (first + max(0, p.position - 6 * words), hit.row + 6 * words + 1)) # more tokens than the words around it can have
-    near = slice(first, first + 1)
-    start = store.start[of[a:b]].astype(np.int64); offsets = np.stack([start, start + store.length[of[a:b]]], 1)
-    inside = (of[a:b] >= first) & (offsets[:, 0] < p.right) & (offsets[:, 1] > p.left) & (of[a:b] < first + store.rows_of(p.document).stop - store.rows_of(p.document).start)
+    p = hit.passage; rows = store.document(p.document).rows
+    far = p.right - p.left # no more tokens than characters on either side
+    a, b = np.searchsorted(own.tokens, (max(rows.start, hit.row - far), min(rows.stop, hit.row + far + 1)))
+    near = own.tokens[a:b]; start = store.start[near].astype(np.int64)
+    offsets = np.stack((start, start + store.length[near]), 1)
+    inside = (start < p.right) & (offsets[:, 1] > p.left)
     return coloured(p.text, p.left, p.right, offsets[inside], own.values[a:b][inside], scale, (p.start, p.end))
 
-def _examples(store, feature, own, title, note, hits, words, opened):
+def _examples(store, feature, own, title, note, hits, opened):
     scale = float(store.max[feature])
-    items = "".join(f"<li><span class=v>{h.value:.3g}</span><bdi>{_context(store, own, h, words, scale)}</bdi></li>" for h in hits)
-    return f"<details{' open' if opened else ''}><summary>{title} <small>{note}</small></summary><ol class=x>{items}</ol></details>"
+    items = "".join(f"<li><i>{h.value:.3g}</i><bdi>{_context(store, own, h, scale)}</bdi></li>" for h in hits)
+    return f"<details{' open' if opened else ''}><summary>{title} <small>{note}</small></summary><ol>{items}</ol></details>"
 
-# %% ../../nbs/part3_reading/31_examples.ipynb #fdd42111
-def _tokens_table(title, rows): return f"<div><h4>{title}</h4><table>" + "".join(f"<tr><td><code>{shown(t) if t.strip(' ') else '␣' * len(t)}</code><td class=n>{v:.1f}" for _, t, v in rows) + "</table></div>"
+# %% ../../nbs/part3_reading/31_examples.ipynb #00742669
+def _tokens_table(title, rows): return f"<div><h4>{title}</h4><table>" + "".join(f"<tr><td><code>{shown(t) if t.strip(' ') else '␣' * len(t)}</code><td class=nu>{v:.1f}" for _, t, v in rows) + "</table></div>"
 
 def _facts(store, feature, lens, bound):
     "Numbers, histogram, promoted tokens, company."
     s = {k: v[feature] for k, v in store.summary.items()}; n = int(s["count"])
     (counts, _), top = store.histogram(feature), f"{s['max']:.3g}"
-    head = (f"<p class=m>active on {n:,} of {store.text_tokens:,} tokens ({100 * store.densities[feature]:.3g} %), in {int(s['documents']):,} of {len(store.document_ends):,} documents; "
+    head = (f"<p class=mu>active on {n:,} of {store.text_tokens:,} tokens ({100 * store.densities[feature]:.3g} %), in {int(s['documents']):,} of {len(store.document_ends):,} documents; "
             f"mean {s['sum'] / n:.3g}, highest {s['max']:.3g}, lowest {s['min']:.3g}</p>")
-    parts = [f"<div><h4>Activations</h4>{_bars(counts, 'histogram of the activations', '0', top)}<p class=m>height: log of the count, at most {max(counts):,}</p></div>"]
+    parts = [f"<div><h4>Activations</h4>{_bars(counts, 'histogram of the activations', '0', top)}<p class=mu>height: log of the count, at most {max(counts):,}</p></div>"]
     if lens: parts += [_tokens_table("Promotes", lens["up"]), _tokens_table("Suppresses", lens["down"])]
-    rows = "".join(f"<tr><td>{c['feature']}<td class=n>{100 * c['jaccard']:.0f} %<td class=n>{c['together'] / max(c['expected'], 1e-9):,.0f} ×" for c in store.coactive(feature, 8))
+    rows = "".join(f"<tr><td>{c['feature']}<td class=nu>{100 * c['jaccard']:.0f} %<td class=nu>{c['together'] / max(c['expected'], 1e-9):,.0f} ×" for c in store.coactive(feature, 8))
     parts.append(f"<div><h4>Active together with</h4><table><tr><th>feature<th>overlap<th>of chance{rows}</table></div>")
-    note = f"<p class=m>promoted and suppressed tokens: standard deviations over the vocabulary; 95 % of random directions stay within ±{bound:.1f}</p>" if lens and bound else ""
-    return head + f"<div class=g>{''.join(parts)}</div>" + note
+    note = f"<p class=mu>promoted and suppressed tokens: standard deviations over the vocabulary; 95 % of random directions stay within ±{bound:.1f}</p>" if lens and bound else ""
+    return head + f"<div class=gr>{''.join(parts)}</div>" + note
 
-# %% ../../nbs/part3_reading/31_examples.ipynb #80eb3845
+# %% ../../nbs/part3_reading/31_examples.ipynb #370e6828
 def feature_card(store:FeatureStore, feature:int, lm:LanguageModel|None=None, sae:SAE|None=None, # for the logit lens
                  n:int=20, # examples at each end
                  words:int=40, distinct:bool=True, # around each; at most one example from a document
@@ -318,10 +327,10 @@ def feature_card(store:FeatureStore, feature:int, lm:LanguageModel|None=None, sa
     one = ", one a document" if distinct else ""
     name = f": {shown(title)}" if title else ""
     return Html(f'<article class=fc id=f{feature}><h3>Feature {feature}{name}</h3>{_facts(store, feature, (lens or {}).get(feature), bound)}{extra}'
-                + _examples(store, feature, own, f"Strongest {len(top)}", f"the token asked about is underlined; colour: the feature at every token{one}", top, words, True)
-                + _examples(store, feature, own, f"Weakest {len(bottom)}", f"active, but least{one}", bottom, words, False) + "</article>")
+                + _examples(store, feature, own, f"Strongest {len(top)}", f"the token asked about is underlined; colour: the feature at every token{one}", top, True)
+                + _examples(store, feature, own, f"Weakest {len(bottom)}", f"active, but least{one}", bottom, False) + "</article>")
 
-# %% ../../nbs/part3_reading/31_examples.ipynb #69737ca7
+# %% ../../nbs/part3_reading/31_examples.ipynb #32f3b282
 def _three(r:Reading, words:int=40)->str:
     "The three colourings of a reading around its target."
     from sae_notebooks.extraction.activations import around
@@ -329,8 +338,8 @@ def _three(r:Reading, words:int=40)->str:
     inside = (r.offsets[:, 0] < right) & (r.offsets[:, 1] > left)
     def line(name, v, note):
         if v is None: return ""
-        v = np.nan_to_num(v); v = np.where(inside, v, 0); scale = np.abs(v).max()
-        return f"<li><span class=m>{name} <small>({note.format(scale)})</small></span><br><bdi>{coloured(r.text, left, right, r.offsets, v, scale, (a, b))}</bdi></li>"
+        v = np.where(inside, np.nan_to_num(v), 0); scale = np.abs(v).max()
+        return f"<li><span class=mu>{name} <small>({note.format(scale)})</small></span><br><bdi>{coloured(r.text, left, right, r.offsets, v, scale, (a, b))}</bdi></li>"
     return ("<ul>" + line("the feature at each token", r.values, "fullest colour {:.3g}") + line("what moves the feature at the underlined token", r.affects, "gradient × input, fullest ±{:.3g}; orange raises, blue lowers")
             + line("what the feature does to the prediction of each token", r.effects, "log-probability with minus without it, fullest ±{:.2g} nats; orange helps, blue hinders") + "</ul>")
 

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['BITS', 'TINY', 'PARTS', 'sae_fingerprint', 'to_bits', 'from_bits', 'Entry', 'entries', 'feature_type', 'token_type',
-           'take_rows', 'transpose_files', 'write_store', 'build_store', 'FeatureStore', 'Activations', 'Hit', 'Hits',
-           'extreme', 'workbook_store']
+           'take_rows', 'transpose_files', 'write_store', 'build_store', 'FeatureStore', 'Activations', 'Stored', 'Hit',
+           'Hits', 'extreme', 'workbook_store']
 
 # %% ../../nbs/part3_reading/30_features.ipynb #04ab3022
 import hashlib, json, math, os, platform, shutil, zlib
@@ -179,10 +179,10 @@ def _indptr(counts, target, dtype, block=2**20):
             ends = total + np.cumsum(x, dtype=np.int64); total = int(ends[-1]); _write(out, ends)
     os.replace(part, target)
 
-# %% ../../nbs/part3_reading/30_features.ipynb #88d2d7f6
+# %% ../../nbs/part3_reading/30_features.ipynb #938ecd36
 def _array(path, dtype):
     "A file as a read-only array in place."
-    return np.memmap(path, dtype, "r") if path.exists() and path.stat().st_size else np.zeros(0, dtype)
+    return np.memmap(path, dtype, "r").view(np.ndarray) if path.exists() and path.stat().st_size else np.zeros(0, dtype)
 
 def _count_features(features, n_features, block=2**24):
     "How many entries each feature has."
@@ -199,7 +199,7 @@ def _runs(out, itemsize, data, ends, places):
         a, b, at = int(ends[group[0]]) * itemsize, int(ends[group[-1] + 1]) * itemsize, int(places[group[0]]) * itemsize
         while a < b: n = os.pwrite(out.fileno(), raw[a:b], at); a, at = a + n, at + n
 
-# %% ../../nbs/part3_reading/30_features.ipynb #d144cc54
+# %% ../../nbs/part3_reading/30_features.ipynb #dc619850
 def transpose_files(folder:Path, # with by_token/ends, features, values
                     n_features:int, dtype:str, memory:int=2**29): # bytes to work in
     "Write the entries by feature: blocks of tokens are turned in memory, and every feature's run goes to its place. Goes on where it was interrupted."
@@ -215,14 +215,14 @@ def transpose_files(folder:Path, # with by_token/ends, features, values
         while a < len(ends) - 1:
             b = max(a + 1, int(np.searchsorted(ends, ends[a] + block, "right")) - 1)
             span = slice(int(ends[a]), int(ends[b]))
-            local, rows, order = _transpose(np.asarray(ends[a:b + 1] - ends[a]), np.asarray(features[span]), n_features)
+            local, rows, order = _transpose(ends[a:b + 1] - ends[a], features[span], n_features)
             places = starts[:-1] + placed["at"]
             _runs(t, np.dtype(kind).itemsize, rows.astype(kind) + kind(a), local, places)
             _runs(v, values.itemsize, values[span][order], local, places)
             placed["at"] += np.diff(local); a = b; placed["rows"][0] = a
             _replace(path, safetensors.torch.save({k: torch.from_numpy(x) for k, x in placed.items()}))
 
-# %% ../../nbs/part3_reading/30_features.ipynb #4bc9213a
+# %% ../../nbs/part3_reading/30_features.ipynb #7644130a
 @njit(nogil=True, cache=True)
 def _summarise(ends, tokens, values, documents, out):
     "Per feature: documents, maximum, minimum, sum, sum of squares."
@@ -243,7 +243,7 @@ def _summaries(folder, n_features, dtype, documents, block=2**24):
     while a < n_features:
         b = max(a + 1, int(np.searchsorted(ends, ends[a] + block, "right")) - 1)
         span = slice(int(ends[a]), int(ends[b]))
-        _summarise(ends[a:b + 1] - ends[a], np.asarray(tokens[span]), from_bits(np.asarray(values[span]), dtype), documents, out[a:b]); a = b
+        _summarise(ends[a:b + 1] - ends[a], tokens[span], from_bits(values[span], dtype), documents, out[a:b]); a = b
     names = ("documents", "max", "min", "sum", "square")
     _replace(folder/"features.safetensors", safetensors.torch.save({"count": torch.from_numpy(np.diff(ends))} | {k: torch.from_numpy(out[:, i].copy()) for i, k in enumerate(names)}))
     return int((np.diff(ends) > 0).sum())
@@ -342,7 +342,7 @@ def build_store(sae:SAE,
                         special_ids=special_ids(lm).tolist(), token_budget=token_budget, context=context, tokens=tokens)
     return store
 
-# %% ../../nbs/part3_reading/30_features.ipynb #73bfa4bb
+# %% ../../nbs/part3_reading/30_features.ipynb #d7546306
 class FeatureStore:
     "A finished store: sparse activations by token and by feature, memory-mapped, with the documents they come from."
     def __init__(self, folder:str|Path, sae=None, model:LanguageModel|None=None): # checked against the store where given
@@ -355,7 +355,7 @@ class FeatureStore:
         self.row_ends, self.row_features, self.row_values = self._map(by_token/"ends", np.int64, self.n_tokens + 1), self._map(by_token/"features", types["features"], self.entries), self._map(by_token/"values", types["values"], self.entries)
         self.ends, self.tokens, self.values = self._map(by_feature/"ends", np.int64, self.n_features + 1), self._map(by_feature/"tokens", token_type(self.n_tokens), self.entries), self._map(by_feature/"values", types["values"], self.entries)
         self.documents = Documents(self.folder/"documents", m["settings"]["corpus"]["start"], m["settings"]["world"])
-        self.document_ends, self._texts = _document_ends(self.documents), {}
+        self.document_ends, self._kept, self._held = _document_ends(self.documents), {}, 0
         self.summary = {k: v.numpy() for k, v in safetensors.torch.load_file(self.folder/"features.safetensors").items()}
 
     def __len__(self): return self.n_tokens
@@ -396,7 +396,7 @@ def __repr__(self:FeatureStore):
     c, by = self.meta["counts"], self.meta["model"] or {}
     return f"{self.n_features:,} features ({c['alive']:,} alive) of {self.meta['site']} of {by.get('name')} on {self.n_tokens:,} tokens of {c['documents']:,} documents of {self.meta['corpus']['name']}: {c['entries'] / max(1, self.text_tokens):.1f} active a token, {self.dtype}"
 
-# %% ../../nbs/part3_reading/30_features.ipynb #3f1e78a8
+# %% ../../nbs/part3_reading/30_features.ipynb #32cb8e62
 class Activations(NamedTuple):
     "Where one feature is active."
     tokens: np.ndarray # [n] rows of the store, ascending
@@ -414,14 +414,14 @@ def _span(self:FeatureStore, feature, alive=False):
 def feature(self:FeatureStore, feature:int)->Activations: # empty for a dead one
     "All activations of a feature."
     span = self._span(feature)
-    return Activations(np.asarray(self.tokens[span]), from_bits(np.asarray(self.values[span]), self.dtype))
+    return Activations(self.tokens[span], from_bits(self.values[span], self.dtype))
 
 @patch
 def codes(self:FeatureStore, start:int=0, stop:int|None=None)->Codes: # of the tokens start:stop
     "Activations by token."
     start, stop = max(0, start), self.n_tokens if stop is None else min(stop, self.n_tokens)
-    ends = np.asarray(self.row_ends[start:stop + 1]); span = slice(int(ends[0]), int(ends[-1]))
-    return Codes(torch.from_numpy(ends - ends[0]), torch.from_numpy(self.row_features[span].astype(np.int32)), torch.from_numpy(from_bits(np.asarray(self.row_values[span]), self.dtype)), self.n_features)
+    ends = self.row_ends[start:stop + 1]; span = slice(int(ends[0]), int(ends[-1]))
+    return Codes(torch.from_numpy(ends - ends[0]), torch.from_numpy(self.row_features[span].astype(np.int32)), torch.from_numpy(from_bits(self.row_values[span], self.dtype)), self.n_features)
 
 @patch
 def batches(self:FeatureStore, size:int=8192): # tokens
@@ -461,15 +461,22 @@ def rows_of(self:FeatureStore, document:int)->slice:
     base = int(self.document_ends[sum(map(len, self.documents.tables[:rank])) - 1]) if rank and sum(map(len, self.documents.tables[:rank])) else 0
     return slice(base + a, base + b)
 
-# %% ../../nbs/part3_reading/30_features.ipynb #212c8d4d
+# %% ../../nbs/part3_reading/30_features.ipynb #f404f4a9
+class Stored(NamedTuple):
+    "A document of a store."
+    id: str
+    text: str
+    rows: slice # of the store
+
 @patch
-def text(self:FeatureStore, document:int)->str:
-    "The text of a document; the last few are remembered."
-    if document not in self._texts:
-        if len(self._texts) >= 256: self._texts.pop(next(iter(self._texts)))
-        data = self.documents._bytes(document, "text", "texts")
-        self._texts[document] = zlib.decompress(data).decode(errors="surrogatepass") if data else ""
-    return self._texts[document]
+def document(self:FeatureStore, ordinal:int)->Stored: # by its ordinal in the corpus
+    "A document; those used last are remembered (up to 2²³ characters)."
+    if ordinal not in self._kept:
+        while self._kept and self._held > 2**23: self._held -= len(self._kept.pop(next(iter(self._kept))).text)
+        data = self.documents._bytes(ordinal, "text", "texts")
+        d = Stored(self.documents.id(ordinal), zlib.decompress(data).decode(errors="surrogatepass") if data else "", self.rows_of(ordinal))
+        self._kept[ordinal] = d; self._held += len(d.text)
+    return self._kept[ordinal]
 
 @patch
 def offsets(self:FeatureStore, rows:slice)->np.ndarray: # int64 [n, 2] characters of their document
@@ -478,12 +485,14 @@ def offsets(self:FeatureStore, rows:slice)->np.ndarray: # int64 [n, 2] character
     return np.stack([start, start + self.length[rows]], 1)
 
 @patch
-def passage(self:FeatureStore, row:int, words:int=40)->Passage: # words on each side
+def passage(self:FeatureStore, row:int, words:int=40, # on each side
+            document:int|None=None # its ordinal, if known
+           )->Passage:
     "The token of a row, and the words around it."
-    (document,), (position,) = self.address(row)
-    text, a = self.text(int(document)), int(self.start[row]); b = a + int(self.length[row])
-    if a == b: a = b = 0 if position == 0 else len(text) # a special token
-    return Passage(self.documents.id(int(document)), int(document), int(position), text, a, b, *around(text, a, b, words))
+    if document is None: document = int(self.address(row)[0][0])
+    d, a = self.document(document), int(self.start[row]); b, position = a + int(self.length[row]), row - d.rows.start
+    if a == b: a = b = 0 if position == 0 else len(d.text) # a special token
+    return Passage(d.id, document, position, d.text, a, b, *around(d.text, a, b, words))
 
 # %% ../../nbs/part3_reading/30_features.ipynb #9a7c544d
 class Hit(NamedTuple):
@@ -525,23 +534,24 @@ def extreme(bits:np.ndarray, k:int, lowest:bool=False)->np.ndarray: # places, be
     if k > 1024: return np.argsort(bits if lowest else ~bits, kind="stable")[:k]
     return _largest(bits, min(k, len(bits)), lowest)
 
-# %% ../../nbs/part3_reading/30_features.ipynb #6ea91f46
+# %% ../../nbs/part3_reading/30_features.ipynb #37c2cf52
 @patch
 def hits(self:FeatureStore, feature:int, places, # numbers of the feature's activations
          words:int=40)->Hits:
     "Chosen activations of a feature with their words."
     span = self._span(feature)
-    rows, values = np.asarray(self.tokens[span])[places], from_bits(np.asarray(self.values[span])[places], self.dtype)
-    return Hits(Hit(int(feature), float(v), int(r), int(self.token[r]), self.passage(int(r), words)) for r, v in zip(rows, values))
+    rows, values = self.tokens[span][places], from_bits(self.values[span][places], self.dtype)
+    found = zip(rows.tolist(), values.tolist(), self.token[rows].tolist(), self.address(rows)[0].tolist())
+    return Hits(Hit(int(feature), v, r, t, self.passage(r, words, d)) for r, v, t, d in found)
 
 @patch
 def _extremes(self:FeatureStore, feature, n, lowest, distinct, words):
     span = self._span(feature, alive=True)
-    bits, k = np.asarray(self.values[span]), 8 * n if distinct else n
+    bits, k = self.values[span], 8 * n if distinct else n
     while True:
         places = extreme(bits, k, lowest)
         if not distinct: break
-        documents = self.address(np.asarray(self.tokens[span])[places])[0]
+        documents = self.address(self.tokens[span][places])[0]
         first = np.sort(np.unique(documents, return_index=True)[1]) # the best of each document, still best first
         if len(first) >= n or k >= len(bits): places = places[first[:n]]; break
         k *= 8
@@ -558,14 +568,14 @@ def bottom(self:FeatureStore, feature:int, n:int=20, distinct:bool=False, words:
     "Where a feature is active, but least; raises `WorkbookError` for a dead one."
     return self._extremes(feature, n, True, distinct, words)
 
-# %% ../../nbs/part3_reading/30_features.ipynb #0ae8b012
+# %% ../../nbs/part3_reading/30_features.ipynb #38b31d4d
 @patch
 def quantiles(self:FeatureStore, feature:int, groups:int=10, per:int=2, # groups of the range, samples from each
               by:str="count", # groups of as many activations each; "width": of as much of the range from 0 to the maximum each
               seed:int=0, words:int=40)->list[Hits]: # strongest group first; groups may be empty
     "Random examples from the whole range of a feature."
     span = self._span(feature, alive=True)
-    bits, rng = np.asarray(self.values[span]), np.random.default_rng([seed, feature])
+    bits, rng = self.values[span], np.random.default_rng([seed, feature])
     order = np.argsort(~bits, kind="stable") # radix sort: linear
     if by == "count": cuts = np.linspace(0, len(order), groups + 1).round().astype(int)
     elif by == "width":
@@ -581,7 +591,7 @@ def histogram(self:FeatureStore, feature:int, bins:int=40)->tuple[np.ndarray, np
     "How a feature's activations are distributed, from 0 to its maximum."
     return np.histogram(self.feature(feature).values, bins, (0, float(self.max[feature]) or 1.0))
 
-# %% ../../nbs/part3_reading/30_features.ipynb #dd44b979
+# %% ../../nbs/part3_reading/30_features.ipynb #5fad53a0
 @njit(nogil=True, cache=True)
 def _together(tokens, row_ends, row_features, count):
     for t in tokens:
@@ -592,7 +602,7 @@ def coactive(self:FeatureStore, feature:int, n:int=10, most:int=2**16 # of the f
             )->list[dict]: # by Jaccard index, highest first
     "Features that are active on the same tokens: how many, how many by chance, and the share of their union."
     span = self._span(feature, alive=True)
-    tokens = np.asarray(self.tokens[span]); own = len(tokens)
+    tokens = self.tokens[span]; own = len(tokens)
     if own > most: tokens = tokens[np.linspace(0, own - 1, most).astype(np.int64)]
     count = np.zeros(self.n_features, np.int64)
     _together(tokens, self.row_ends, self.row_features, count)
