@@ -18,10 +18,11 @@ import torch
 from ..core import WorkbookError, atomic_write
 from .sae import SAE, VARIANTS
 
-# %% ../../nbs/part2_dictionaries/20b_interop.ipynb #6f8224c6
+# %% ../../nbs/part2_dictionaries/20b_interop.ipynb #c6dba162
 JSON_LIMIT = 2**24 # bytes; a description is a page of text
 
-def _wrong(file, what): return WorkbookError(f"{file}: {what}")
+def _wrong(file, what): # texts of strangers go into it: printable, and not without end
+    return WorkbookError(f"{file}: {''.join(c if c.isprintable() else '�' for c in what[:800])}")
 
 def _config(file):
     "The JSON object in a file."
@@ -88,14 +89,15 @@ def _matrix(tensors, name, file):
     if tensors[name].ndim != 2 or 0 in tensors[name].shape: raise _wrong(file, f"{name} has shape {list(tensors[name].shape)}, not that of a matrix")
     return tensors[name].shape
 
-# %% ../../nbs/part2_dictionaries/20b_interop.ipynb #34054405
+# %% ../../nbs/part2_dictionaries/20b_interop.ipynb #b2630ac9
 @torch.no_grad()
-def _assemble(variant, W_enc, b_enc, W_dec, b_dec, threshold=None, k=None, scale=1.0, meta=None,
+def _assemble(variant, W_enc, b_enc, W_dec, b_dec, threshold=None, k=None, scale=1.0, meta=None, file="",
               centred=True, # the library subtracts b_dec before encoding
               by_norm=False): # it selects by z · length of the decoder row
     "An `SAE` from arrays whose rows are features."
     if not centred: b_enc = b_enc + W_enc @ b_dec
-    sae = SAE(W_dec.shape[1], len(W_dec), variant, k, scale, meta=meta)
+    try: sae = SAE(W_dec.shape[1], len(W_dec), variant, k, scale, meta=meta)
+    except WorkbookError as e: raise (_wrong(file, str(e)) if file else e) from None
     if by_norm:
         n = W_dec.norm(dim=1)
         W_enc, b_enc, W_dec = W_enc * n[:, None], b_enc * n, W_dec / n.where(n > 0, 1)[:, None]
@@ -179,7 +181,7 @@ def _saelens_arrays(t, arch, d, n, file):
     if "topk_threshold" in t: t["threshold"] = t.pop("topk_threshold").expand(n)
     return t
 
-# %% ../../nbs/part2_dictionaries/20b_interop.ipynb #42eaf78f
+# %% ../../nbs/part2_dictionaries/20b_interop.ipynb #e9b54db8
 def _own(meta, variant):
     "What `to_saelens` noted of a dictionary of ours: its variant, k and description."
     note = meta.get("sae_notebooks")
@@ -192,17 +194,17 @@ def _average(k): return k if type(k) in (int, float) and 0 < k < math.inf else N
 def from_saelens(folder:str|Path, # with cfg.json and sae_weights.safetensors
                  scale:float|None=None # factor on the activations, where the folder lost it: √d / their mean norm
                 )->SAE: # reconstructs and activates as SAELens' own class does
-    "Read a dictionary that SAELens saved, of any version; raises `WorkbookError` naming file and value for what it cannot express."
+    "Read a dictionary that SAELens saved, of any version (of hook_z: activations with the heads side by side); raises `WorkbookError` naming file and value for what it cannot express."
     file = Path(folder)/"sae_weights.safetensors"; about = Path(folder)/"cfg.json"
     cfg = _saelens_config(about); arch, meta = _get(cfg, "architecture", about, str), cfg["metadata"]
     if arch not in ARCHITECTURES: raise _wrong(about, f"architecture = {arch!r}: can be read as {', '.join(ARCHITECTURES)}")
     scale, variant = _saelens_scale(cfg, about, scale), ARCHITECTURES[arch]
     k = _get(cfg, "k", about, "count") if arch == "topk" else _average(cfg.get("k"))
     arrays = _saelens_arrays(_read(file, safetensors.torch.load_file), arch, _get(cfg, "d_in", about, "count"), _get(cfg, "d_sae", about, "count"), file)
-    note = _about("saelens", meta.get("model_name"), _site(meta.get("hook_name")), architecture=arch)
+    note = _about("saelens", meta.get("model_name"), _site(meta.get("hook_name")), architecture=arch, reshape=cfg.get("reshape_activations") if cfg.get("reshape_activations") in ("hook_z",) else None)
     if own := _own(meta, variant): variant, k, note = own[0], k if variant == "topk" else own[1], own[2]
     by_norm = "topk" in arch and _get(cfg, "rescale_acts_by_decoder_norm", about, bool, False)
-    return _assemble(variant, **arrays, k=k, scale=scale, meta=note, centred=_get(cfg, "apply_b_dec_to_input", about, bool, True), by_norm=by_norm)
+    return _assemble(variant, **arrays, k=k, scale=scale, meta=note, file=about, centred=_get(cfg, "apply_b_dec_to_input", about, bool, True), by_norm=by_norm)
 
 # %% ../../nbs/part2_dictionaries/20b_interop.ipynb #d0582547
 FILES = {"cfg.json", "sae_weights.safetensors", "sparsity.safetensors"}
@@ -255,7 +257,7 @@ def read_density(folder:str|Path)->torch.Tensor|None: # [F], or None where the f
     n = _get(_saelens_config(Path(folder)/"cfg.json"), "d_sae", Path(folder)/"cfg.json", "count")
     return 10 ** _take(_read(file, safetensors.torch.load_file), file, sparsity=(n,))["sparsity"]
 
-# %% ../../nbs/part2_dictionaries/20b_interop.ipynb #bd01c1c4
+# %% ../../nbs/part2_dictionaries/20b_interop.ipynb #5e1f624b
 def from_sparsify(folder:str|Path # with cfg.json and sae.safetensors; its name (layers.5) tells the site
                  )->SAE:
     "Read a TopK dictionary that sparsify saved; raises `WorkbookError` naming file and value for transcoders and other encoders."
@@ -268,7 +270,7 @@ def from_sparsify(folder:str|Path # with cfg.json and sae.safetensors; its name 
     t = _take(_read(file, safetensors.torch.load_file), file, **{"encoder.weight": (n, d), "encoder.bias": (n,), "W_dec": (n, d), "b_dec": (d,)})
     layer = re.fullmatch(r"(?:.*\.)?(?:layers|h)\.(\d+)(\.mlp)?", folder.name)
     site = layer and f"{'mlp_out' if layer[2] else 'resid_post'}.{layer[1]}"
-    return _assemble("topk", t["encoder.weight"], t["encoder.bias"], t["W_dec"], t["b_dec"], k=_get(cfg, "k", about, "count"), meta=_about("sparsify", site=site))
+    return _assemble("topk", t["encoder.weight"], t["encoder.bias"], t["W_dec"], t["b_dec"], k=_get(cfg, "k", about, "count"), meta=_about("sparsify", site=site), file=about)
 
 # %% ../../nbs/part2_dictionaries/20b_interop.ipynb #27a98392
 _LINEAR = {"W_enc": "encoder.weight", "b_enc": "encoder.bias", "W_dec": "decoder.weight"}
@@ -311,7 +313,7 @@ def _dl_arrays(state, variant, names, file):
     if single: t["threshold"] = t["threshold"].expand(n)
     return t
 
-# %% ../../nbs/part2_dictionaries/20b_interop.ipynb #fc682b7a
+# %% ../../nbs/part2_dictionaries/20b_interop.ipynb #4860314c
 def from_dictionary_learning(path:str|Path, # a folder with ae.pt and config.json, or the .pt file
                              dict_class:str|None=None # where config.json is gone
                             )->SAE:
@@ -324,21 +326,23 @@ def from_dictionary_learning(path:str|Path, # a folder with ae.pt and config.jso
     layer = trainer.get("layer") if "resid" in str(trainer.get("submodule_name") or "resid") else None
     groups = state["group_sizes"].tolist() if variant == "matryoshka" and "group_sizes" in state else None
     meta = _about("dictionary_learning", trainer.get("lm_name"), f"resid_post.{layer}" if type(layer) is int else None, dict_class=name, groups=groups)
-    return _assemble(variant, **_dl_arrays(state, variant, names, file), k=k, centred=centred, meta=meta)
+    return _assemble(variant, **_dl_arrays(state, variant, names, file), k=k, centred=centred, meta=meta, file=file)
 
-# %% ../../nbs/part2_dictionaries/20b_interop.ipynb #0d43fa5d
+# %% ../../nbs/part2_dictionaries/20b_interop.ipynb #1a8da433
 def from_gemma_scope(path:str|Path, # params.npz, params.safetensors, or the folder of either
                      scale:float=1.0 # factor on the activations: 1/√d for the dictionaries of the embedding
                     )->SAE:
     "Read a Gemma Scope JumpReLU dictionary; object arrays are refused unread."
     path = Path(path)
     file = next((path/n for n in ("params.npz", "params.safetensors") if (path/n).is_file()), path/"params.npz") if path.is_dir() else path
+    cfg = _config(about) if (about := file.with_name("config.json")).is_file() else {}
+    if cfg.get("hf_hook_point_in") != cfg.get("hf_hook_point_out"): raise _wrong(about, f"reads {cfg.get('hf_hook_point_in')!r} and predicts {cfg.get('hf_hook_point_out')!r}: a transcoder, no autoencoder")
     t = _read(file, safetensors.torch.load_file if file.suffix == ".safetensors" else _npz)
     t = {"W" + k[1:] if k in ("w_enc", "w_dec") else k: v for k, v in t.items()}
     d, n = _matrix(t, "W_enc", file)
     t = _take(t, file, W_enc=(d, n), b_enc=(n,), W_dec=(n, d), b_dec=(d,), threshold=(n,))
     t["W_enc"] = t["W_enc"].T
-    return _assemble("jumprelu", **t, scale=scale, centred=False, meta=_about("gemma_scope"))
+    return _assemble("jumprelu", **t, scale=scale, centred=False, meta=_about("gemma_scope", cfg.get("model_name")), file=file)
 
 # %% ../../nbs/part2_dictionaries/20b_interop.ipynb #680943c4
 FORMATS = { # format → files that tell it, reader
