@@ -4,24 +4,27 @@
 
 # %% auto #0
 __all__ = ['POISSON', 'RECONSTRUCTION', 'ACTIVITY', 'DOWNSTREAM', 'DEFINITIONS', 'bootstrap_weights', 'Sums', 'compare',
-           'Activity', 'density_histogram', 'Pass', 'sequence_batches', 'Evaluation', 'evaluate', 'describe_metrics']
+           'Activity', 'density_histogram', 'Sequences', 'sequence_batches', 'Evaluation', 'evaluate',
+           'describe_metrics']
 
-# %% ../../nbs/part2_dictionaries/22_metrics.ipynb #7ec11311
-import math
-from collections import Counter
+# %% ../../nbs/part2_dictionaries/22_metrics.ipynb #37279ac7
+import math, re
+from contextlib import contextmanager, nullcontext
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
+import scipy.sparse as sp
 import torch, torch.nn.functional as F
 from numba import njit
+from scipy.stats import rankdata
 
 from ..core import WorkbookError, progress
 from ..extraction.activations import Store, plan_batches, row_chance, special_ids, tokenised, windows
 from ..extraction.concepts import load_probes, token_ranges
-from ..extraction.corpus import Corpus
+from ..extraction.corpus import Corpus, ListSource
 from ..extraction.language_model import LanguageModel, Site, as_site
-from .sparse import Codes, transpose
+from .sparse import Codes
 
 # %% ../../nbs/part2_dictionaries/22_metrics.ipynb #8ec7c9e7
 POISSON = np.cumsum([math.exp(-1) / math.factorial(k) for k in range(18)]) # cumulative, mean 1
@@ -134,22 +137,34 @@ def density_histogram(density, # [F]
     alive = np.log10(density[density > 0])
     return dict(edges=edges, counts=np.histogram(np.clip(alive, low, 0), edges)[0], dead=int((density == 0).sum()))
 
-# %% ../../nbs/part2_dictionaries/22_metrics.ipynb #c00aee9d
-def _read(lm, site, ids): # logits [b, L, V] of an unchanged pass, and activations [b, L, d]
+# %% ../../nbs/part2_dictionaries/22_metrics.ipynb #3ac72704
+def _read(lm, site, ids): # logits [b, L, V], activations [b, L, d], and how many blocks need not be run again
     "One clean pass that also keeps the site."
-    seen = {}
-    with lm.edited({site: lambda x: seen.update(x=x)}): logits = lm.model(input_ids=ids, use_cache=False).logits
-    return logits, seen["x"]
+    seen, plain = {}, []
+    first = lm.blocks[0].register_forward_hook(lambda _, args, out: plain.append(isinstance(out, torch.Tensor)))
+    try:
+        with lm.edited({site: lambda x: seen.update(x=x)}): logits = lm.model(input_ids=ids, use_cache=False).logits
+    finally: first.remove()
+    before = {"resid_pre": site.layer, "resid_post": site.layer + 1}.get(site.kind, 0) # all they lead to is replaced
+    return logits, seen["x"], before if plain[0] else 0
 
-def _losses(lm, site, ids, clean, changes:dict): # changes: name → [b, L, d] new activations
+@contextmanager
+def _skipped(blocks):
+    "While it lasts, these blocks hand on what they get."
+    for b in blocks: b.forward = lambda h, *_, **__: h
+    try: yield
+    finally:
+        for b in blocks: del b.forward
+
+def _losses(lm, site, ids, clean, before, changes:dict): # changes: name → [b, L, d] new activations
     "Surprisal [b, L-1] of each pass, and the divergence of its prediction from the clean one."
     base, target = F.log_softmax(clean[:, :-1].float(), -1), ids[:, 1:, None]
-    out = {"ce_clean": -base.gather(2, target)[..., 0]}
+    out, p = {"ce_clean": -base.gather(2, target)[..., 0]}, base.exp()
     for name, new in changes.items():
-        with lm.edited({site: lambda x: new}): logits = lm.model(input_ids=ids, use_cache=False).logits
+        with lm.edited({site: lambda x: new}), _skipped(lm.blocks[:before]): logits = lm.model(input_ids=ids, use_cache=False).logits
         logp = F.log_softmax(logits[:, :-1].float(), -1)
         out[f"ce_{name}"] = -logp.gather(2, target)[..., 0]
-        out[f"kl_{name}"] = (base.exp() * (base - logp)).sum(-1)
+        out[f"kl_{name}"] = (p * (base - logp)).sum(-1)
     return out
 
 # %% ../../nbs/part2_dictionaries/22_metrics.ipynb #c6ef8535
@@ -167,7 +182,7 @@ DOWNSTREAM = {
 
 DEFINITIONS = {k: v[0] for table in (RECONSTRUCTION, ACTIVITY, DOWNSTREAM) for k, v in table.items()}
 
-# %% ../../nbs/part2_dictionaries/22_metrics.ipynb #0e3f0d21
+# %% ../../nbs/part2_dictionaries/22_metrics.ipynb #930925c0
 def _finish(table, s)->dict: # value, and its interval under key_low, key_high
     "The metrics of a table, each with its bootstrap interval."
     out = {}
@@ -175,19 +190,20 @@ def _finish(table, s)->dict: # value, and its interval under key_low, key_high
         try: v = np.atleast_1d(f(s))
         except KeyError: continue # a column that was not measured
         out[k] = float(v[0])
-        if len(v) > 2: out[f"{k}_low"], out[f"{k}_high"] = map(float, np.quantile(v[1:], (0.025, 0.975)))
+        if len(v) > 2 and k != "ce_tokens": out[f"{k}_low"], out[f"{k}_high"] = map(float, np.quantile(v[1:], (0.025, 0.975)))
     return out
 
-# %% ../../nbs/part2_dictionaries/22_metrics.ipynb #e0e697cf
-class Pass(NamedTuple):
-    "One batch of sequences: what of it counts."
+# %% ../../nbs/part2_dictionaries/22_metrics.ipynb #7980bab2
+class Sequences(NamedTuple):
+    "One padded batch of sequences, and what of it counts."
     ids: torch.Tensor # int64 [b, L]
-    own: torch.Tensor # bool [b, L], this window's own rows (no padding, no repeated context)
+    own: torch.Tensor # bool [b, L], no padding and no repeated context
     special: torch.Tensor # bool [b, L]
-    document: np.ndarray # [b]
+    document: np.ndarray # int64 [b, L], ordinals
+    position: np.ndarray # int64 [b, L], in the document; only where own
 
 def sequence_batches(lm:LanguageModel, corpus:Corpus,
-                     tokens:int=50_000, # stop after the document that reaches this many
+                     tokens:float=50_000, # stop after the document that reaches this many
                      budget:int=2048, context:int|None=None): # tokens in a batch; longest input
     "Documents as padded batches, those of like length together; a long document in overlapping windows."
     context, special, ws, n = min(context or lm.context, lm.context), special_ids(lm), [], 0
@@ -196,9 +212,10 @@ def sequence_batches(lm:LanguageModel, corpus:Corpus,
         if n >= tokens: break
     for batch in plan_batches([len(w.ids) for w in ws], budget):
         rows, L = [ws[i] for i in batch], max(len(ws[i].ids) for i in batch)
-        ids, own = np.full((len(rows), L), lm.tokenizer.pad_token_id or 0, np.int64), np.zeros((len(rows), L), bool)
+        ids, own, at = np.full((len(rows), L), lm.tokenizer.pad_token_id or 0, np.int64), np.zeros((len(rows), L), bool), np.arange(L)
         for r, w in enumerate(rows): ids[r, :len(w.ids)] = w.ids; own[r, w.a:w.b] = True
-        yield Pass(torch.from_numpy(ids), torch.from_numpy(own), torch.from_numpy(np.isin(ids, special)), np.array([w.ordinal for w in rows]))
+        document, position = np.array([[w.ordinal] * L for w in rows]), np.array([at - w.a + w.position for w in rows])
+        yield Sequences(torch.from_numpy(ids), torch.from_numpy(own), torch.from_numpy(np.isin(ids, special)), document, position)
 
 # %% ../../nbs/part2_dictionaries/22_metrics.ipynb #cc59ba13
 class Evaluation:
@@ -224,27 +241,26 @@ class Evaluation:
         out |= {k: f(self.activity) for k, (_, f) in ACTIVITY.items()} if self.activity.tokens else {}
         return out | (_finish(DOWNSTREAM, self.losses) if self.losses.sums else {})
 
-# %% ../../nbs/part2_dictionaries/22_metrics.ipynb #9514700c
+# %% ../../nbs/part2_dictionaries/22_metrics.ipynb #dcd89a78
 @torch.no_grad()
-def _pass(ev, lm, site, p, replace_specials, mean, downstream):
-    "One batch of sequences through the model, clean and with the site replaced."
+def _pass(ev, lm, site, p, mean, replace_specials):
+    "One batch of sequences: the site, and, if there is a `mean`, what replacing the site does to the predictions."
     ids, counted = p.ids.to(lm.device), p.own & ~p.special
-    if downstream: logits, x = _read(lm, site, ids)
-    else: logits, x = None, lm.capture(ids, site, use_cache=False)[site] if lm.generates else lm.capture(ids, site, p.own.long())[site]
-    document = np.repeat(p.document[:, None], ids.shape[1], 1)
-    y = ev.add(x[counted.to(x.device)], document[counted])
-    if not downstream: return
-    swap = (p.own if replace_specials else counted).to(x.device)
-    full = x.clone(); full[counted.to(x.device)] = y.to(x)
-    if replace_specials and (rest := swap & ~counted.to(x.device)).any(): full[rest] = ev.sae(x[rest].float()).to(x)
-    swap = swap[..., None]
-    changes = dict(sae=full, zero=torch.where(swap, 0.0, x), mean=torch.where(swap, mean.to(x), x))
-    losses, rows = _losses(lm, site, ids, logits, changes), p.own[:, 1:]
-    ev.losses.add({k: v.cpu()[rows].numpy() for k, v in losses.items()}, document[:, 1:][rows])
+    mask = None if lm.generates else p.own.long()
+    logits, x, before = _read(lm, site, ids) if mean is not None else (None, lm.capture(ids, site, mask, **({"use_cache": False} if lm.generates else {}))[site], 0)
+    here = counted.to(x.device)
+    y = ev.add(x[here], p.document[counted])
+    if mean is None: return
+    full, swap = x.clone(), p.own.to(x.device) if replace_specials else here
+    full[here] = y.to(x)
+    if (rest := swap & ~here).any(): full[rest] = ev.sae(x[rest].float()).to(x)
+    changes = dict(sae=full, zero=torch.where(swap[..., None], 0.0, x), mean=torch.where(swap[..., None], mean.to(x), x))
+    losses, rows = _losses(lm, site, ids, logits, before, changes), p.own[:, 1:]
+    ev.losses.add({k: v.cpu()[rows].numpy() for k, v in losses.items()}, p.document[:, 1:][rows])
 
-# %% ../../nbs/part2_dictionaries/22_metrics.ipynb #399347d7
-def _activations(source, special):
-    "Batches (activations, documents, weights) of a store, a tensor, or batches of either kind."
+# %% ../../nbs/part2_dictionaries/22_metrics.ipynb #d1a8d063
+def _activations(source):
+    "Batches (activations, documents, weights) of a store, a tensor, or batches of either kind; documents None: rows stand for themselves."
     if isinstance(source, torch.Tensor): source = source.split(8192)
     if isinstance(source, Store):
         for r in source.batches(8192, partial=True):
@@ -255,36 +271,54 @@ def _activations(source, special):
         if isinstance(b, torch.Tensor): yield b.float(), None, None
         else: yield b.activations.float(), b.document.numpy(), None
 
-# %% ../../nbs/part2_dictionaries/22_metrics.ipynb #ba588569
+# %% ../../nbs/part2_dictionaries/22_metrics.ipynb #81f60f60
 def evaluate(sae, # a dictionary
              source, # a `Corpus` (with lm), a `Store`, a tensor [n, d], or an iterable of tensors or `Rows`
              lm:LanguageModel|None=None, # needed for a corpus
              tokens:int=50_000, # to evaluate
-             downstream:bool=True, # with a corpus: also what the model's predictions lose
+             downstream:int=20_000, # of them, with a corpus: tokens whose prediction is measured too; 0: none
              replace_specials:bool=False, # also replace begin tokens etc., on which no dictionary is trained
              site:Site|str|None=None, # of the activations; None: the one the dictionary was trained on
              replicates:int=200, seed:int=0, # of the bootstrap over documents
-             details:bool=False # also return the running sums
+             details:bool=False # also return the `Evaluation`
             )->dict: # metric → value; 95 % intervals under metric_low and metric_high; what each means in `DEFINITIONS`
     "The metrics of a dictionary; raises `WorkbookError` for a source that does not fit."
+    if tokens < 1 or downstream < 0: raise WorkbookError(f"tokens={tokens}, downstream={downstream}: evaluate at least one token, and measure predictions on 0 or more")
     ev = Evaluation(sae, replicates, seed)
     if isinstance(source, Corpus):
         if lm is None: raise WorkbookError(f"evaluate on the corpus {source.name!r} needs the model: pass lm=load_model()")
-        _on_corpus(ev, source, lm, as_site(site or sae.meta.get("site") or lm.middle), tokens, downstream and lm.generates, replace_specials)
-    else:
-        seen = 0
-        for x, document, weight in _activations(source, None):
-            if seen >= tokens: break
-            x, document, weight = (None if v is None else v[:tokens - seen] for v in (x, document, weight))
-            ev.add(x, document, weight); seen += len(x)
+        _on_corpus(ev, source, lm, as_site(site or sae.meta.get("site") or lm.middle), tokens, min(downstream, tokens) if lm.generates else 0, replace_specials)
+    else: _on_rows(ev, source, tokens)
     if not ev.activity.tokens: raise WorkbookError("evaluate: the source holds no tokens")
     return (ev.summary(), ev) if details else ev.summary()
 
+def _on_rows(ev, source, tokens):
+    seen = 0
+    for batch in _activations(source):
+        x, document, weight = (None if v is None else v[:tokens - seen] for v in batch)
+        ev.add(x, document, weight); seen += len(x)
+        if seen >= tokens: return
+
+# %% ../../nbs/part2_dictionaries/22_metrics.ipynb #76092b55
 def _on_corpus(ev, corpus, lm, site, tokens, downstream, replace_specials):
+    "First the documents whose predictions are measured, then the rest."
+    first = list(sequence_batches(lm, corpus, downstream)) if downstream else []
+    last = max((int(p.document.max()) for p in first), default=corpus.start - 1)
+    left = tokens - sum(int(p.own.sum()) for p in first)
+    rest = list(sequence_batches(lm, corpus.but(start=last + 1), left)) if left > 0 else []
     mean = None
-    for p in progress(list(sequence_batches(lm, corpus, tokens)), "evaluating", unit="batches"):
-        if mean is None and downstream: mean = lm.capture(p.ids, site, use_cache=False)[site][(p.own & ~p.special).to(lm.device)].mean(0)
-        _pass(ev, lm, site, p, replace_specials, mean, downstream)
+    for i, p in enumerate(progress(first + rest, "evaluating", unit="batches")):
+        if i == 0 and downstream: mean = _mean_activation(lm, site, first)
+        _pass(ev, lm, site, p, mean if i < len(first) else None, replace_specials)
+
+def _mean_activation(lm, site, batches, tokens:int=4096):
+    "Mean over some tokens of the batches (long and short documents), for the mean ablation."
+    total, n = 0.0, 0
+    for p in batches[::max(1, len(batches) // 3)]:
+        x = lm.capture(p.ids, site, use_cache=False)[site][(p.own & ~p.special).to(lm.device)]
+        total, n = total + x.double().sum(0), n + len(x)
+        if n >= tokens: break
+    return total / max(n, 1)
 
 # %% ../../nbs/part2_dictionaries/22_metrics.ipynb #1457f5f3
 def describe_metrics(metrics:dict)->pd.DataFrame: # rows: value, 95 % interval, definition
