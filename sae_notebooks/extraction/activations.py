@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['SHARD', 'DTYPES', 'TABLE', 'row_keys', 'row_chance', 'sampling_rates', 'prefetch', 'Tokenised', 'special_ids',
-           'tokenised', 'token_counts', 'Window', 'windows', 'plan_batches', 'Pass', 'free_memory', 'bytes_per_token',
-           'default_budget', 'Rows', 'save_shard', 'load_shard', 'Documents', 'fingerprint', 'Store', 'Passage',
-           'around', 'extract', 'process_share']
+           'tokenised', 'token_counts', 'Window', 'windows', 'plan_batches', 'Pass', 'free_memory', 'n_workers',
+           'bytes_per_token', 'default_budget', 'Rows', 'save_shard', 'load_shard', 'Documents', 'fingerprint', 'Store',
+           'Passage', 'around', 'extract', 'process_share']
 
 # %% ../../nbs/part1_extraction/12_activations.ipynb #33231095
-import errno, fcntl, hashlib, json, math, os, platform, queue, re, shutil, threading, zlib
+import collections, errno, fcntl, hashlib, json, math, os, platform, queue, re, shutil, threading, zlib
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -173,24 +174,24 @@ def _address(ws, length, shift=0):
     return document.astype(np.int32), position.astype(np.int32), token, index
 
 # %% ../../nbs/part1_extraction/12_activations.ipynb #386d1564
-@torch.no_grad()
-def _passes(model, ws, sites, budget, chunk=None):
+@torch.inference_mode()
+def _passes(model, ws, sites, budget, chunk=None, read=None):
     "Run one batch of windows: at once, or one that exceeds the budget in chunks with a key/value cache."
+    read = read or (lambda ids, mask=None, **kwargs: model.capture(ids, sites, mask, **kwargs))
     length, causal = max(len(w.ids) for w in ws), model.generates
-    if len(ws) == 1 and causal and length > budget: yield from _chunks(model, ws[0], sites, chunk or budget); return
+    if len(ws) == 1 and causal and length > budget: yield from _chunks(model, ws[0], read, chunk or budget); return
     ids = np.full((len(ws), length), model.tokenizer.pad_token_id or 0, np.int64)
     for r, w in enumerate(ws): ids[r, :len(w.ids)] = w.ids
     mask = None
     if not causal: mask = torch.from_numpy((np.arange(length) < np.array([[len(w.ids)] for w in ws])).astype(np.int64))
-    acts = model.capture(torch.from_numpy(ids), sites, mask, **({"use_cache": False} if causal else {}))
-    yield Pass(*_address(ws, length), acts)
+    yield Pass(*_address(ws, length), read(torch.from_numpy(ids), mask, **({"use_cache": False} if causal else {})))
 
-def _chunks(model, w, sites, chunk):
+def _chunks(model, w, read, chunk):
     cache = transformers.DynamicCache()
     for s in range(0, len(w.ids), chunk):
         ids = torch.from_numpy(w.ids[s:s + chunk].astype(np.int64))[None]
         at = torch.arange(s, s + ids.shape[1], device=model.device)[None]
-        acts = model.capture(ids, sites, past_key_values=cache, use_cache=True, position_ids=at)
+        acts = read(ids, past_key_values=cache, use_cache=True, position_ids=at)
         if max(w.a, s) < min(w.b, s + chunk): yield Pass(*_address([w], ids.shape[1], s), acts)
 
 # %% ../../nbs/part1_extraction/12_activations.ipynb #10dd83f2
@@ -203,6 +204,10 @@ def free_memory(device:torch.device)->int: # bytes
     except (OSError, ValueError): pass
     return max(free, 0)
 
+def n_workers(device:torch.device)->int:
+    "Passes at a time: one for each core on a CPU, up to eight."
+    return min(torch.get_num_threads(), 8) if device.type == "cpu" else 1
+
 def bytes_per_token(model:LanguageModel, widths)->int:
     "What one token needs in a pass: 8 copies of the residual stream, 4 of the MLP's neurons, 3 of each captured site."
     config = model.model.config
@@ -212,7 +217,7 @@ def bytes_per_token(model:LanguageModel, widths)->int:
 def default_budget(model:LanguageModel, widths)->int:
     "Tokens in a batch: a quarter of the free memory, at most 2048 on a CPU (whose caches hold no more) and 131072 on an accelerator."
     most = 2048 if model.device.type == "cpu" else 131_072
-    fits = free_memory(model.device) // 4 // bytes_per_token(model, widths)
+    fits = free_memory(model.device) // 4 // n_workers(model.device) // bytes_per_token(model, widths)
     return min(most, 2 ** max(8, int(math.log2(max(fits, 1)))))
 
 # %% ../../nbs/part1_extraction/12_activations.ipynb #fbc138d8
@@ -401,17 +406,22 @@ def _chosen(self:_Writer, p:Pass)->np.ndarray: # bool: which rows to train on
     return row_chance(p.document, p.position, self.settings["seed"]) < rate
 
 @patch
-def add(self:_Writer, p:Pass, names, starts):
-    "Store one pass: `starts` are the first rows of the group's documents, `names` their ids."
+def prepare(self:_Writer, p:Pass, names)->tuple: # the rows to write, and which of them to train on
+    "Rows of one pass as they stand on disk; `names` are the documents' ids. Changes nothing, so several threads may do it."
     chosen, every = self._chosen(p), self.settings["keep"] == "all"
     take = np.arange(len(chosen)) if every else np.flatnonzero(chosen)
-    if not len(take): return
     rows = np.empty(len(take), self.record)
     for k in ("document", "position", "token"): rows[k] = getattr(p, k)[take]
     index = torch.from_numpy(p.index[take])
     for site, x in p.acts.items(): rows[str(site)] = self._raw(x.flatten(0, 1)[index.to(x.device)], rows, site, names)
-    if every: self._add_all(rows, starts)
-    self._scatter(rows[chosen] if every else rows)
+    return rows, chosen[take]
+
+@patch
+def add(self:_Writer, rows, chosen, starts):
+    "Write rows: `starts` are the first rows of the group's documents."
+    if not len(rows): return
+    if self.settings["keep"] == "all": self._add_all(rows, starts)
+    self._scatter(rows[chosen])
 
 @patch
 def _raw(self:_Writer, x, rows, site, names)->np.ndarray: # uint8 [n, width × bytes]
@@ -811,20 +821,49 @@ def _groups(documents, size, tokens):
         if total >= tokens: return
     if group: yield group
 
+@contextmanager
+def _workers(count):
+    "Threads that share the cores among them."
+    n = torch.get_num_threads()
+    try:
+        with ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(max(1, n // count),)) as pool: yield pool
+    finally: torch.set_num_threads(n)
+
+def _in_order(pool, work, jobs, ahead:int):
+    "`work(job)` for each job, in the order of the jobs, with so many under way."
+    waiting = collections.deque()
+    for job in jobs:
+        waiting.append(pool.submit(work, job))
+        if len(waiting) >= ahead: yield waiting.popleft().result()
+    while waiting: yield waiting.popleft().result()
+
+# %% ../../nbs/part1_extraction/12_activations.ipynb #6b1e90fa
+def _jobs(groups, settings, special, first):
+    "The batches of each group, and None where a group ends."
+    for group in groups:
+        names = {d.ordinal: d.id for d in group}
+        starts = dict(zip(names, first + np.cumsum([0, *(len(d.ids) for d in group)])))
+        first += sum(len(d.ids) for d in group)
+        ws = [w for d in group for w in windows(d, settings["context"], special)]
+        for batch in plan_batches([len(w.ids) for w in ws], settings["token_budget"]): yield [ws[i] for i in batch], names, starts
+        yield None, group, None
+
 def _run(model, corpus, writer, settings):
     "The groups that are not committed yet."
-    s, sites = writer.state, [as_site(x) for x in settings["sites"]]
+    s, count = writer.state, n_workers(model.device)
     left = math.inf if settings["tokens"] is None else settings["tokens"] / corpus.world - s["tokens"]
+    if left <= 0: return
     rest = corpus if s["next"] is None else corpus.but(start=s["next"])
+    groups = prefetch(_groups(tokenised(model, rest), settings["group"], left), 1)
     bar = progress(None, "extracting", total=None if left == math.inf else int(left), unit="tokens")
-    for group in prefetch(_groups(tokenised(model, rest), settings["group"], left), 1) if left > 0 else ():
-        names, first = {d.ordinal: d.id for d in group}, s["tokens"]
-        starts = dict(zip(names, first + np.cumsum([0, *(len(d.ids) for d in group)])))
-        ws = [w for d in group for w in windows(d, settings["context"], writer.special)]
-        for batch in plan_batches([len(w.ids) for w in ws], settings["token_budget"]):
-            for p in _passes(model, [ws[i] for i in batch], sites, settings["token_budget"], settings["chunk"]):
-                writer.add(p, names, starts); bar.update(len(p.index))
-        writer.commit(group)
+    with model.reading(list(settings["sites"])) as read, _workers(count) as pool:
+        def work(job):
+            ws, names, starts = job
+            return ([writer.prepare(p, names) for p in _passes(model, ws, None, settings["token_budget"], settings["chunk"], read)] if ws else None), *job
+        for rows, ws, names, starts in _in_order(pool, work, _jobs(groups, settings, writer.special, s["tokens"]), 2 * count + 1):
+            if ws is None: writer.commit(names); continue
+            for r in rows: writer.add(*r, starts)
+            bar.update(sum(w.b - w.a for w in ws))
     bar.close()
 
 # %% ../../nbs/part1_extraction/12_activations.ipynb #815493df

@@ -7,7 +7,7 @@ __all__ = ['PRESETS', 'KINDS', 'DOWN', 'Site', 'as_site', 'find_blocks', 'find_d
            'has_minilm']
 
 # %% ../../nbs/part1_extraction/11_language_model.ipynb #98b0db30
-import importlib.util, re
+import importlib.util, re, threading
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -178,6 +178,34 @@ def _hook(module, before, see):
 def _depth(self:LanguageModel, site): return site.layer + (0 if site.kind == "resid_pre" else {"mlp_neurons": .4, "mlp_out": .5, "resid_post": .9}[site.kind])
 
 @patch
+@contextmanager
+def reading(self:LanguageModel, sites, # one site or several, as `Site` or "resid_post.3"
+            stop:bool=True, # end the forward pass at the last site
+            grad:bool=False # keep the graph (for attribution)
+           ): # yields a function of (ids, mask=None, **kwargs) that returns the activations, as `capture` does
+    "Hooks for many passes, also in several threads at a time."
+    sites = [as_site(s) for s in ([sites] if isinstance(sites, (str, Site)) else sites)]
+    if not sites: raise WorkbookError("capture needs at least one site, for example 'resid_post.3'")
+    last, here = max(sites, key=self._depth), threading.local()
+    def reader(site):
+        def see(x):
+            if (seen := getattr(here, "seen", None)) is None: return # a pass that somebody else runs
+            seen[site] = x
+            if stop and site == last: raise _Stop
+        return see
+    def read(ids, mask=None, **kwargs):
+        here.seen = seen = {}
+        with torch.set_grad_enabled(grad):
+            try: self.body(input_ids=ids.to(self.device), attention_mask=mask if mask is None else mask.to(self.device), **kwargs)
+            except _Stop: pass
+            finally: here.seen = None
+        return {s: seen[s] for s in sites}
+    with ExitStack() as stack:
+        for s in sorted(set(sites), key=lambda s: s == last): stack.callback(_hook(*self._module(s), reader(s)).remove)
+        yield read
+
+# %% ../../nbs/part1_extraction/11_language_model.ipynb #c0a11d52
+@patch
 def capture(self:LanguageModel,
             ids:torch.Tensor, # [batch, length]
             sites, # one site or several, as `Site` or "resid_post.3"
@@ -187,19 +215,7 @@ def capture(self:LanguageModel,
             **kwargs # further arguments of the model, such as past_key_values
            )->dict[Site, torch.Tensor]: # site → [batch, length, width of the site]
     "Activations at the given sites; no layer behind the last of them is computed, and no output head."
-    sites = [as_site(s) for s in ([sites] if isinstance(sites, (str, Site)) else sites)]
-    if not sites: raise WorkbookError("capture needs at least one site, for example 'resid_post.3'")
-    last, seen = max(sites, key=self._depth), {}
-    def reader(site):
-        def see(x):
-            seen[site] = x
-            if stop and site == last: raise _Stop
-        return see
-    with ExitStack() as stack, torch.set_grad_enabled(grad):
-        for s in sorted(set(sites), key=lambda s: s == last): stack.callback(_hook(*self._module(s), reader(s)).remove)
-        try: self.body(input_ids=ids.to(self.device), attention_mask=mask if mask is None else mask.to(self.device), **kwargs)
-        except _Stop: pass
-    return {s: seen[s] for s in sites}
+    with self.reading(sites, stop, grad) as read: return read(ids, mask, **kwargs)
 
 # %% ../../nbs/part1_extraction/11_language_model.ipynb #00a836be
 @contextmanager
