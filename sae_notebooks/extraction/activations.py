@@ -175,24 +175,47 @@ def _address(ws, length, shift=0):
 
 # %% ../../nbs/part1_extraction/12_activations.ipynb #386d1564
 @torch.inference_mode()
-def _passes(model, ws, sites, budget, chunk=None, read=None):
-    "Run one batch of windows: at once, or one that exceeds the budget in chunks with a key/value cache."
+def _passes(model, ws, sites, budget, chunk=None, read=None, before=lambda p: None):
+    "Run one batch of windows: at once, or one that exceeds the budget in chunks with a key/value cache. `before` sees the addresses before each pass."
     read = read or (lambda ids, mask=None, **kwargs: model.capture(ids, sites, mask, **kwargs))
     length, causal = max(len(w.ids) for w in ws), model.generates
-    if len(ws) == 1 and causal and length > budget: yield from _chunks(model, ws[0], read, chunk or budget); return
+    if len(ws) == 1 and causal and length > budget: yield from _chunks(model, ws[0], read, chunk or budget, before); return
     ids = np.full((len(ws), length), model.tokenizer.pad_token_id or 0, np.int64)
     for r, w in enumerate(ws): ids[r, :len(w.ids)] = w.ids
     mask = None
     if not causal: mask = torch.from_numpy((np.arange(length) < np.array([[len(w.ids)] for w in ws])).astype(np.int64))
-    yield Pass(*_address(ws, length), read(torch.from_numpy(ids), mask, **({"use_cache": False} if causal else {})))
+    before(p := Pass(*_address(ws, length), {}))
+    yield p._replace(acts=read(torch.from_numpy(ids), mask, **({"use_cache": False} if causal else {})))
 
-def _chunks(model, w, read, chunk):
+def _chunks(model, w, read, chunk, before):
     cache = transformers.DynamicCache()
     for s in range(0, len(w.ids), chunk):
         ids = torch.from_numpy(w.ids[s:s + chunk].astype(np.int64))[None]
         at = torch.arange(s, s + ids.shape[1], device=model.device)[None]
+        before(p := Pass(*_address([w], ids.shape[1], s), {}))
         acts = read(ids, past_key_values=cache, use_cache=True, position_ids=at)
-        if max(w.a, s) < min(w.b, s + chunk): yield Pass(*_address([w], ids.shape[1], s), acts)
+        if len(p.index): yield p._replace(acts=acts)
+
+# %% ../../nbs/part1_extraction/12_activations.ipynb #e1c94d73
+@contextmanager
+def _some_rows(model, sites):
+    "While it lasts, `rows.index` (flat, of this thread's pass) says which rows the last block's MLP sees; None: all. Yields None if the sites need them all."
+    last = max(sites, key=model._depth); mlp = getattr(model.blocks[last.layer], "mlp", None)
+    if last.kind != "resid_post" or not isinstance(mlp, torch.nn.Module) or any(s.kind.startswith("mlp") and s.layer == last.layer for s in sites): yield None; return
+    rows = threading.local()
+    def gather(_, args):
+        if (index := getattr(rows, "index", None)) is None or len(args) != 1: return None
+        rows.shape = args[0].shape
+        return (args[0].flatten(0, 1)[index][None],)
+    def scatter(_, args, out):
+        if getattr(rows, "shape", None) is None: return None
+        x = out[0] if isinstance(out, tuple) else out
+        full = x.new_zeros(rows.shape).flatten(0, 1).index_copy_(0, rows.index, x.flatten(0, -2)).view(rows.shape)
+        rows.shape = None
+        return (full, *out[1:]) if isinstance(out, tuple) else full
+    handles = mlp.register_forward_pre_hook(gather), mlp.register_forward_hook(scatter)
+    try: yield rows
+    finally: [h.remove() for h in handles]
 
 # %% ../../nbs/part1_extraction/12_activations.ipynb #10dd83f2
 def free_memory(device:torch.device)->int: # bytes
@@ -856,10 +879,13 @@ def _run(model, corpus, writer, settings):
     rest = corpus if s["next"] is None else corpus.but(start=s["next"])
     groups = prefetch(_groups(tokenised(model, rest), settings["group"], left), 1)
     bar = progress(None, "extracting", total=None if left == math.inf else int(left), unit="tokens")
-    with model.reading(list(settings["sites"])) as read, _workers(count) as pool:
+    sites = [as_site(x) for x in settings["sites"]]
+    with model.reading(sites) as read, _some_rows(model, sites) as some, _workers(count) as pool:
+        def before(p): # with every row kept there is nothing to leave out
+            if some is not None and settings["keep"] == "sample": some.index = torch.from_numpy(p.index[writer._chosen(p)]).to(model.device)
         def work(job):
             ws, names, starts = job
-            return ([writer.prepare(p, names) for p in _passes(model, ws, None, settings["token_budget"], settings["chunk"], read)] if ws else None), *job
+            return ([writer.prepare(p, names) for p in _passes(model, ws, None, settings["token_budget"], settings["chunk"], read, before)] if ws else None), *job
         for rows, ws, names, starts in _in_order(pool, work, _jobs(groups, settings, writer.special, s["tokens"]), 2 * count + 1):
             if ws is None: writer.commit(names); continue
             for r in rows: writer.add(*r, starts)
