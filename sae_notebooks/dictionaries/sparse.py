@@ -172,73 +172,105 @@ def _kth(a, n, k):
         else: break
     return a[want]
 
-# %% ../../nbs/part2_dictionaries/20a_sparse.ipynb #ffb3a2b0
-@compiled
-def _select_top(bits, k, slack, margin, out, count, T):
-    n, width, cap = bits.shape[0], bits.shape[1], out.shape[1]
-    zero = bits.dtype.type(0)
-    for c in prange(T):
-        found, value, guess = np.empty(width + 1, np.int32), np.empty(width, bits.dtype), zero
-        for i in range(c * n // T, (c + 1) * n // T):
-            row = bits[i]
-            m, t = _scan(row, guess, found), zero
-            for again in range(2):
-                if m > k:
-                    for s in range(m): value[s] = row[found[s]]
-                    t = _kth(value, m, k)
-                if guess == 0 or m >= k and t - margin >= guess: break
-                guess, t = zero, zero
-                m = _scan(row, guess, found)
-            above = 0
-            for s in range(m): above += row[found[s]] >= t - margin
-            least = t - margin if above <= cap else t # too many near the k-th value: only the exact k
-            strictly = 0
-            for s in range(m): strictly += row[found[s]] > least
-            ties, q = cap - strictly, 0
-            for s in range(m):
-                v = row[found[s]]
-                if v > least or v == least and ties > 0:
-                    ties -= v == least
-                    if q < cap: out[i, q] = found[s]; q += 1
-            count[i] = q
-            guess = max(zero, bits.dtype.type(t - slack)) if m > k else zero
+# %% ../../nbs/part2_dictionaries/20a_sparse.ipynb #a706849e
+@njit(nogil=True, cache=True)
+def _floor(row, k, columns, top):
+    "A positive bound that at least k entries reach: the k-th largest of the columns' maxima; 0 if there is none."
+    n = len(row)
+    if columns < k or n < columns: return row.dtype.type(0)
+    for j in range(columns): top[j] = row[j]
+    for b in range(columns, n - columns + 1, columns):
+        part = row[b:b + columns]
+        for j in range(columns): top[j] = part[j] if part[j] > top[j] else top[j]
+    return max(row.dtype.type(0), _kth(top, columns, k))
 
-# %% ../../nbs/part2_dictionaries/20a_sparse.ipynb #d19c1157
+@njit(nogil=True, cache=True)
+def _pick(row, k, margin, out, found, value, top, columns):
+    "The k largest positive entries of a row and what is within the margin of the k-th, as far as `out` has room; returns how many."
+    zero, cap = row.dtype.type(0), len(out)
+    floor = _floor(row, k, columns, top)
+    m, t = _scan(row, row.dtype.type(max(zero, floor - margin - 1)), found), zero
+    if m > k:
+        for s in range(m): value[s] = row[found[s]]
+        t = _kth(value, m, k)
+    above, strictly, q = 0, 0, 0
+    for s in range(m): above += row[found[s]] >= t - margin
+    least = t - margin if above <= cap else t # too many near the k-th value: only the exact k
+    for s in range(m): strictly += row[found[s]] > least
+    ties = cap - strictly
+    for s in range(m):
+        v = row[found[s]]
+        if v > least or v == least and ties > 0:
+            ties -= v == least
+            if q < cap: out[q] = found[s]; q += 1
+    return q
+
+# %% ../../nbs/part2_dictionaries/20a_sparse.ipynb #11dc03e4
 @compiled
-def _select_above(bits, out, count, T):
-    "All positive entries; `count` says how many there are, also where `out` has no room for them."
-    n, width, cap = bits.shape[0], bits.shape[1], out.shape[1]
+def _select_top(bits, k, margin, columns, out, count, T):
+    n, width = bits.shape
     for c in prange(T):
-        found = np.empty(width + 1, np.int32)
-        for i in range(c * n // T, (c + 1) * n // T):
-            count[i] = _scan(bits[i], bits.dtype.type(0), found)
-            for s in range(min(cap, count[i])): out[i, s] = found[s]
+        found, value, top = np.empty(width + 1, np.int32), np.empty(width, bits.dtype), np.empty(columns, bits.dtype)
+        for i in range(c * n // T, (c + 1) * n // T): count[i] = _pick(bits[i], k, margin, out[i], found, value, top, columns)
 
 @compiled
-def _compress(out, indptr, indices, T):
+def _select_top_float(pre, bias, k, margin, columns, out, values, count, T):
+    "With a bias added to each row on the way, which saves a pass over the matrix."
+    n, width = pre.shape
+    for c in prange(T):
+        found, value, top, z = np.empty(width + 1, np.int32), np.empty(width, np.int32), np.empty(columns, np.int32), np.empty(width, np.float32)
+        for i in range(c * n // T, (c + 1) * n // T):
+            row = pre[i]
+            for j in range(width): z[j] = row[j] + bias[j]
+            count[i] = _pick(z.view(np.int32), k, margin, out[i], found, value, top, columns)
+            for s in range(count[i]): values[i, s] = z[out[i, s]]
+
+# %% ../../nbs/part2_dictionaries/20a_sparse.ipynb #13abc0e5
+@compiled
+def _select_above(pre, bias, out, values, count, T):
+    "All entries above zero once the bias is added; `count` says how many there are, also where `out` has no room for them."
+    n, width, cap = pre.shape[0], pre.shape[1], out.shape[1]
+    for c in prange(T):
+        found, z = np.empty(width + 1, np.int32), np.empty(width, np.float32)
+        for i in range(c * n // T, (c + 1) * n // T):
+            row = pre[i]
+            for j in range(width): z[j] = row[j] + bias[j]
+            count[i] = _scan(z.view(np.int32), np.int32(0), found)
+            for s in range(min(cap, count[i])): out[i, s] = found[s]; values[i, s] = z[found[s]]
+
+@compiled
+def _compress(out, padded, indptr, indices, values, T):
     for i in prange(len(indptr) - 1):
-        for s in range(indptr[i + 1] - indptr[i]): indices[indptr[i] + s] = out[i, s]
+        a = indptr[i]
+        for s in range(indptr[i + 1] - a): indices[a + s] = out[i, s]; values[a + s] = padded[i, s]
 
-def _as_bits(x): return x.view(torch.int32 if x.dtype == torch.float32 else torch.int16).numpy()
-
-def _packed(out, count, width, values):
-    "CSR from padded places."
+def _packed(out, values, count, width):
+    "CSR from padded places and values."
     indptr = np.concatenate([[0], np.cumsum(count)])
-    indices = np.empty(indptr[-1], np.int32)
-    _compress(out, indptr, indices)
-    codes = Codes(torch.from_numpy(indptr), torch.from_numpy(indices), torch.empty(0), width)
-    return codes._replace(values=values[codes.rows(), codes.indices.long()].float())
+    indices, packed = np.empty(indptr[-1], np.int32), np.empty(indptr[-1], np.float32)
+    _compress(out, values, indptr, indices, packed)
+    return Codes(torch.from_numpy(indptr), torch.from_numpy(indices), torch.from_numpy(packed), width)
 
-# %% ../../nbs/part2_dictionaries/20a_sparse.ipynb #6a87a556
+# %% ../../nbs/part2_dictionaries/20a_sparse.ipynb #99b6a7a3
+def _biases(pre, bias): return (torch.zeros(pre.shape[1]) if bias is None else bias.detach().float().contiguous()).numpy()
+
 def select_top(pre:torch.Tensor, # [n, m] float32 or bfloat16
-               k:int, margin:float=0.0 # relative: also keep what is within it of the k-th (up to 2k + 32 a row)
+               k:int, margin:float=0.0, # relative: also keep what is within it of the k-th (up to 2k + 32 a row)
+               bias:torch.Tensor|None=None # [m], added to every row (float32)
               )->Codes: # values as in `pre`
     "The k largest positive entries of every row."
-    if pre.device.type != "cpu": return _top_torch(pre, k, margin)
-    octave = 2**23 if pre.dtype == torch.float32 else 2**7 # of the bits: one factor of two
-    out, count = np.empty((len(pre), min(pre.shape[1], 2 * k + 32 if margin else k)), np.int32), np.empty(len(pre), np.int64)
-    _select_top(_as_bits(pre), min(k, pre.shape[1]), octave // 8, int(np.ceil(margin * octave)), out, count)
-    return _packed(out, count, pre.shape[1], pre)
+    if pre.device.type != "cpu": return _top_torch(pre if bias is None else pre + bias, k, margin)
+    single, k = pre.dtype == torch.float32, min(k, pre.shape[1])
+    if not single and bias is not None: pre, single = pre.float(), True
+    near, columns = int(np.ceil(margin * (2**23 if single else 2**7))), max(64, 1 << (8 * k - 1).bit_length()) # in bits, one factor of two is an octave of 2^23 or 2^7
+    out, count = np.empty((len(pre), min(pre.shape[1], 2 * k + 32) if margin else k), np.int32), np.empty(len(pre), np.int64)
+    values = np.empty(out.shape, np.float32)
+    if single: _select_top_float(pre.contiguous().numpy(), _biases(pre, bias), k, near, min(columns, pre.shape[1]), out, values, count)
+    else:
+        _select_top(pre.contiguous().view(torch.int16).numpy(), k, near, min(columns, pre.shape[1]), out, count)
+        codes = _packed(out, values, count, pre.shape[1]) # the rounded values are looked up afterwards
+        return codes._replace(values=pre[codes.rows(), codes.indices.long()].float())
+    return _packed(out, values, count, pre.shape[1])
 
 def _top_torch(pre, k, margin=0.0):
     k = min(k, pre.shape[1])
@@ -248,16 +280,19 @@ def _top_torch(pre, k, margin=0.0):
     keep, v = keep.gather(1, order), v.gather(1, order)
     return Codes(F.pad(keep.sum(1).cumsum(0), (1, 0)), i[keep].int(), v[keep], pre.shape[1])
 
-# %% ../../nbs/part2_dictionaries/20a_sparse.ipynb #2f887cba
+# %% ../../nbs/part2_dictionaries/20a_sparse.ipynb #e9c45ec6
 def select_above(pre:torch.Tensor, # [n, m]
-                 room:int=64 # entries a row to begin with; grows where needed
+                 room:int=64, # entries a row to begin with; grows where needed
+                 bias:torch.Tensor|None=None # [m], added to every row
                 )->Codes:
     "All positive entries of every row."
-    if pre.device.type != "cpu": return Codes.from_dense(pre.relu())
+    if pre.device.type != "cpu": return Codes.from_dense((pre if bias is None else pre + bias).relu())
+    pre = pre.float().contiguous()
     out, count = np.empty((len(pre), min(room, pre.shape[1])), np.int32), np.empty(len(pre), np.int64)
-    _select_above(_as_bits(pre), out, count)
-    if count.max(initial=0) > out.shape[1]: return select_above(pre, int(count.max()))
-    return _packed(out, count, pre.shape[1], pre)
+    values = np.empty(out.shape, np.float32)
+    _select_above(pre.numpy(), _biases(pre, bias), out, values, count)
+    if count.max(initial=0) > out.shape[1]: return select_above(pre, int(count.max()), bias)
+    return _packed(out, values, count, pre.shape[1])
 
 def keep_entries(codes:Codes, keep:torch.Tensor # bool [entries]
                 )->Codes:

@@ -53,12 +53,12 @@ class TrainConfig:
     ema: float|None = None # decay of an average of the weights, which is then the result
     seed: int = 0
 
-# %% ../../nbs/part2_dictionaries/21_training.ipynb #c1529f30
+# %% ../../nbs/part2_dictionaries/21_training.ipynb #12acc803
 PENALISED, UNIT = ("relu", "gated", "jumprelu"), ("topk", "batchtopk", "matryoshka")
 
 def default_lr(c:TrainConfig)->float:
     "The learning rate of a width and batch."
-    return 6e-4 * math.sqrt(c.batch / 1024) * (2048 / c.n_features) ** 0.25
+    return 4e-3 * math.sqrt(c.batch / 1024) * (2048 / c.n_features) ** 0.25
 
 @patch
 def check(self:TrainConfig):
@@ -173,7 +173,7 @@ def adam_rows(p, g, m, v, lr:float, step:int, b1:float=0.9, b2:float=0.999, eps:
     if p.device.type != "cpu": return adam_rows_torch(p, g, m, v, *args, unit)
     _adam_rows(*(t.detach().numpy() for t in (p, g, m, v)), *map(np.float32, args), unit)
 
-# %% ../../nbs/part2_dictionaries/21_training.ipynb #d2a60a3b
+# %% ../../nbs/part2_dictionaries/21_training.ipynb #aca0bc56
 class Trainer:
     "A dictionary in training: weights, Adam's moments, and how long each feature has been silent."
     def __init__(self, config:TrainConfig, d:int, steps:int, scale:float=1.0, mean=None, device=None):
@@ -187,7 +187,7 @@ class Trainer:
         self.average = {n: p.detach().clone() for n, p in self.params.items()} if config.ema else {}
         self.silent = torch.zeros(config.n_features, dtype=torch.int64, device=self.device) # tokens since each feature fired
         self.cut = torch.zeros((), device=self.device) # running threshold of the batchtopk family
-        self.step = 0
+        self.step, self.scratch = 0, {}
 
     @property
     def lr(self):
@@ -199,37 +199,52 @@ class Trainer:
     @property
     def dead(self): return self.silent > self.config.dead_after
 
-# %% ../../nbs/part2_dictionaries/21_training.ipynb #6bfa53fc
+# %% ../../nbs/part2_dictionaries/21_training.ipynb #f7f18bb1
 @patch
 def _blocks(self:Trainer, x, bias, pick):
-    "`pick` what is active in z = W x + bias, in chunks of tokens that fit into a block."
+    "`pick` (z, bias) what is active in z = W x + bias, in chunks of tokens that fit into a block."
     W, rows = self.params["W_enc"].detach(), max(64, BUDGET // self.config.n_features)
-    half = self.config.precision == "bfloat16"
-    if half: x, W, bias = x.bfloat16(), W.bfloat16(), bias.bfloat16()
-    z = torch.empty(min(rows, len(x)), len(W), dtype=x.dtype, device=x.device)
-    return join([pick(torch.addmm(bias, part, W.T, out=z[:len(part)])) for part in x.split(rows)])
+    z = self._kept("block", (min(rows, len(x)), len(W)))
+    return join([pick(torch.mm(part, W.T, out=z[:len(part)]), bias) for part in x.split(rows)])
 
 @patch
-def _exact(self:Trainer, codes, x, bias): # values of candidates, in float32
-    if self.config.precision == "float32": return codes
-    return codes._replace(values=dots(codes, x, self.params["W_enc"]) + bias[codes.indices.long()])
+def _screened(self:Trainer, x, bias, pick):
+    "The same in bfloat16, with the bias as two more columns (what the first rounds off is in the second)."
+    W, d, rows = self.params["W_enc"].detach(), x.shape[1], max(64, 2 * BUDGET // self.config.n_features)
+    width = -(-(d + 2) // 32) * 32
+    half, rounded = self._kept("half", (len(W), width), torch.bfloat16), bias.bfloat16()
+    half[:, :d] = W; half[:, d] = rounded; half[:, d + 1] = bias - rounded
+    xh, z = self._kept("rows", (len(x), width), torch.bfloat16), self._kept("block", (min(rows, len(x)), len(W)), torch.bfloat16)
+    xh[:, :d] = x; xh[:, d:d + 2] = 1
+    return join([pick(torch.mm(part, half.T, out=z[:len(part)])) for part in xh.split(rows)])
 
+@patch
+def _kept(self:Trainer, name, shape, dtype=torch.float32):
+    "Working memory that later steps use again: fresh memory costs more than what is done with it."
+    have = self.scratch.get(name)
+    if have is None or have.shape != torch.Size(shape) or have.dtype != dtype: have = self.scratch[name] = torch.zeros(shape, dtype=dtype, device=self.device)
+    return have
+
+# %% ../../nbs/part2_dictionaries/21_training.ipynb #40d578f0
 @patch
 @torch.no_grad()
 def _top(self:Trainer, x)->Codes:
     "The k largest of every token."
-    b, k, half = self.params["b_enc"].detach(), self.config.k, self.config.precision == "bfloat16"
-    if not half: return self._blocks(x, b, lambda z: select_top(z, k))
-    return best(self._exact(self._blocks(x, b, lambda z: select_top(z, k, margin=0.03)), x, b), k)
+    b, k = self.params["b_enc"].detach(), self.config.k
+    if self.config.precision == "float32": return self._blocks(x, b, lambda z, b: select_top(z, k, bias=b))
+    codes = self._screened(x, b, lambda z: select_top(z, k, margin=0.03))
+    return best(codes._replace(values=dots(codes, x, self.params["W_enc"]) + b[codes.indices.long()]), k)
 
-# %% ../../nbs/part2_dictionaries/21_training.ipynb #66736311
 @patch
 @torch.no_grad()
-def _above(self:Trainer, x, least)->Codes:
+def _above(self:Trainer, x, least, room:int=64)->Codes:
     "Everything with z > least (a number or one for each feature)."
     b = self.params["b_enc"].detach()
-    codes = self._blocks(x, b - least, select_above)
-    if self.config.precision == "bfloat16": return self._exact(codes, x, b)
+    if self.config.precision == "float32": codes = self._blocks(x, b - least, lambda z, b: select_above(z, room, b))
+    else:
+        codes = self._screened(x, b - least, lambda z: select_above(z, room))
+        codes = codes._replace(values=dots(codes, x, self.params["W_enc"]) + (b - least)[codes.indices.long()])
+        codes = keep_entries(codes, codes.values > 0)
     return codes._replace(values=codes.values + (least if not torch.is_tensor(least) or least.ndim == 0 else least[codes.indices.long()]))
 
 @patch
@@ -238,9 +253,9 @@ def _batch_top(self:Trainer, x)->Codes:
     "The k · n largest of the whole batch: candidates above a guess from some rows, then an exact cut."
     k, n = self.config.k, len(x)
     some = F.linear(x[:: max(1, n // 64)][:64], self.params["W_enc"], self.params["b_enc"]).flatten()
-    guess = some.topk(min(2 * k * 64, some.numel())).values[-1].clamp(min=0)
-    codes = self._above(x, guess)
-    if len(codes.values) < k * n and guess > 0: codes = self._above(x, torch.zeros_like(guess))
+    guess = some.topk(min(int(1.3 * k * len(x[:: max(1, n // 64)][:64])), some.numel())).values[-1].clamp(min=0)
+    codes = self._above(x, guess, 4 * k)
+    if len(codes.values) < k * n and guess > 0: codes = self._above(x, torch.zeros_like(guess), 8 * k)
     if len(codes.values) > k * n: codes = keep_entries(codes, codes.values >= codes.values.topk(k * n).values[-1] if codes.values.is_cuda else codes.values >= torch.kthvalue(codes.values, len(codes.values) - k * n + 1).values)
     return keep_entries(codes, codes.values > 0)
 
@@ -330,6 +345,69 @@ def loss_jumprelu(self:Trainer, x, w):
     penalty = (l0 / c.k - 1).square() * self.sae.d / 10 if c.k else l0
     return _squares(e, w) + self.sparsity * penalty, e, keep_entries(p.codes._replace(values=f.detach()), on.bool())
 
+# %% ../../nbs/part2_dictionaries/21_training.ipynb #94f800b0
+@compiled
+def _token_pass(indptr, indices, values, W, x, w, lam, price, e, dv, sums, T):
+    "e = x̂ − x; dv = 2 w W e + λ w price; sums[c] = (Σ w e², Σ w x²) of every thread's share."
+    n, d = x.shape
+    for c in prange(T):
+        squares, energy = 0.0, 0.0
+        for i in range(c, n, T):
+            E, X, wi = e[i], x[i], w[i]
+            for j in range(d): E[j] = -X[j]
+            for s in range(indptr[i], indptr[i + 1]):
+                a, v = W[indices[s]], values[s]
+                for j in range(d): E[j] += v * a[j]
+            left, whole = np.float32(0), np.float32(0)
+            for j in range(d): left += E[j] * E[j]; whole += X[j] * X[j]
+            squares += wi * left; energy += wi * whole
+            for s in range(indptr[i], indptr[i + 1]):
+                a, total = W[indices[s]], np.float32(0)
+                for j in range(d): total += E[j] * a[j]
+                dv[s] = wi * (np.float32(2) * total + lam * price[indices[s]])
+        sums[c, 0], sums[c, 1] = squares, energy
+
+# %% ../../nbs/part2_dictionaries/21_training.ipynb #ed090bf1
+@compiled
+def _feature_pass(indptr, rows, order, values, dv, e, x, w, W, lam, price, add, d_dec, d_enc, d_bias, T):
+    "Gradients of both weight matrices and the encoder's bias; added to what is there if `add`."
+    m, d = d_dec.shape
+    for c in prange(T):
+        for f in range(c, m, T):
+            D, E, bias, cost = d_dec[f], d_enc[f], np.float32(0), np.float32(0)
+            if not add:
+                for j in range(d): D[j] = 0; E[j] = 0
+                d_bias[f] = 0
+            for s in range(indptr[f], indptr[f + 1]):
+                t, o = rows[s], order[s]
+                v, g, a, b = np.float32(2) * w[t] * values[o], dv[o], e[t], x[t]
+                bias += g; cost += w[t] * values[o]
+                for j in range(d): D[j] += v * a[j]; E[j] += g * b[j]
+            d_bias[f] += bias
+            if lam > 0 and price[f] > 0:
+                row, v = W[f], lam * cost / price[f]
+                for j in range(d): D[j] += v * row[j]
+
+# %% ../../nbs/part2_dictionaries/21_training.ipynb #bc56e9be
+@patch
+@torch.no_grad()
+def direct(self:Trainer, xc:torch.Tensor, # [n, d] normalised rows minus b_dec
+           w:torch.Tensor, codes:Codes, add:bool=False, lam:float=0.0)->tuple[float, float, torch.Tensor]: # Σ w e², Σ w x², e = x̂ − x [n, d]
+    "Loss and gradients (into `.grad`) of TopK, BatchTopK and ReLU on a CPU, without autograd."
+    p, T = {n: q.detach() for n, q in self.params.items()}, torch.get_num_threads()
+    price = p["W_dec"].norm(dim=1) if lam else torch.zeros(len(p["W_dec"]))
+    e, dv, sums = self._kept("error", xc.shape), torch.empty(len(codes.indices)), np.zeros((T, 2))
+    flat = lambda *ts: [t.numpy() for t in ts]
+    _token_pass(*flat(codes.indptr, codes.indices, codes.values, p["W_dec"], xc, w), np.float32(lam), price.numpy(), *flat(e, dv), sums)
+    turned, order = transpose(codes)
+    for n in ("W_dec", "W_enc", "b_enc"): self.params[n].grad = self._kept("grad." + n, p[n].shape)
+    g = {n: self.params[n].grad for n in ("W_dec", "W_enc", "b_enc")}
+    _feature_pass(*flat(turned.indptr, turned.indices, order, codes.values, dv, e, xc, w, p["W_dec"]), np.float32(lam), price.numpy(), add, *flat(g["W_dec"], g["W_enc"], g["b_enc"]))
+    outer = self.scratch.pop("outer", torch.zeros(xc.shape[1])) if add else torch.zeros(xc.shape[1])
+    self.scratch["outer"] = outer + 2 * (w @ e)
+    self.params["b_dec"].grad = self.scratch["outer"] - g["b_enc"] @ p["W_enc"]
+    return float(sums[:, 0].sum()), float(sums[:, 1].sum()), e
+
 # %% ../../nbs/part2_dictionaries/21_training.ipynb #0a5942f2
 @patch
 def loss_dead(self:Trainer, x, e, w):
@@ -343,9 +421,29 @@ def loss_dead(self:Trainer, x, e, w):
     values = _Encode.apply(xc, W, b, torch.zeros_like(self.params["b_dec"]), p, codes.values)
     return c.aux * _squares(_Decode.apply(values, self.params["W_dec"][dead], torch.zeros_like(self.params["b_dec"]), p) + e.detach(), w)
 
-# %% ../../nbs/part2_dictionaries/21_training.ipynb #007ffae2
+# %% ../../nbs/part2_dictionaries/21_training.ipynb #011ad21e
 def _micro(n, l0, budget:int=2**23): # rows at a time, so that the entries of one pass stay below the budget
     return n if l0 * n <= budget else max(64, int(budget / max(l0, 1)))
+
+@patch
+def _part(self:Trainer, x, w, add:bool)->tuple[float, float, Codes]: # x: normalised; loss, Σ w e², what was active
+    "Loss and gradients of a part of the batch."
+    c = self.config
+    if c.variant in ("topk", "batchtopk", "relu") and self.device.type == "cpu":
+        xc, lam = x - self.params["b_dec"].detach(), self.sparsity if c.variant == "relu" else 0.0
+        codes = self._top(xc) if c.variant == "topk" else self._batch_top(xc) if c.variant == "batchtopk" else self._above(xc, 0.0)
+        squares, _, e = self.direct(xc, w, codes, add, lam)
+        loss = squares
+        if c.variant == "batchtopk": self._track_cut(codes)
+        if lam: loss += lam * float(_per_token(codes.values * self.params["W_dec"].detach().norm(dim=1)[codes.indices.long()], codes, w))
+    else:
+        loss, e, codes = getattr(self, f"loss_{c.variant}")(x, w)
+        loss.backward()
+        loss, e = float(loss.detach()), e.detach()
+        squares = float(_squares(e, w))
+    if c.variant in UNIT and c.aux and self.dead.any():
+        more = self.loss_dead(x, e, w); more.backward(); loss += float(more.detach())
+    return loss, squares, codes
 
 @patch
 def train_step(self:Trainer, x:torch.Tensor, # [n, d] activations of the model
@@ -353,22 +451,20 @@ def train_step(self:Trainer, x:torch.Tensor, # [n, d] activations of the model
               )->dict: # loss, explained variance, l0, dead
     "One step; raises `FloatingPointError` when the loss or the gradient is not finite."
     c = self.config
-    x = (x.to(self.device, torch.float32) - self.sae.mean) * self.sae.scale
+    x = torch.sub(x.to(self.device, torch.float32), self.sae.mean, out=self._kept("x", x.shape)).mul_(self.sae.scale)
     w = torch.full((len(x),), 1 / len(x), device=self.device) if weight is None else (weight / weight.sum()).to(self.device, torch.float32)
     if not self.step and c.start_density: self._sparse_start(x)
     for p in self.params.values(): p.grad = None
     total, squares, entries, fired = 0.0, 0.0, 0, torch.zeros_like(self.silent, dtype=torch.bool)
     rows = len(x) if c.variant in UNIT else _micro(len(x), getattr(self, "density", c.start_density or 0.5) * c.n_features)
-    for part, share in zip(x.split(rows), w.split(rows)):
-        loss, e, codes = getattr(self, f"loss_{c.variant}")(part, share)
-        if c.variant in UNIT and c.aux and self.dead.any(): loss = loss + self.loss_dead(part, e, share)
-        loss.backward()
-        total += float(loss.detach()); squares += float(_squares(e.detach(), share)); entries += len(codes.indices); fired[codes.indices.long()] = True
+    for i, (part, share) in enumerate(zip(x.split(rows), w.split(rows))):
+        loss, left, codes = self._part(part, share, i > 0)
+        total += loss; squares += left; entries += len(codes.indices); fired[codes.indices.long()] = True
     self.density = entries / len(x) / c.n_features
     self.silent = torch.where(fired, 0, self.silent + len(x))
     self._update(total)
     if self.step in {round(s * self.steps) for s in c.resample}: self._resample(x)
-    spread = float(_squares(x - (w[:, None] * x).sum(0), w))
+    spread = float(w @ torch.linalg.vector_norm(x, dim=1).square()) - float((w @ x).square().sum())
     return dict(loss=total, explained_variance=1 - squares / max(spread, 1e-30), l0=entries / len(x), dead=float(self.dead.float().mean()))
 
 # %% ../../nbs/part2_dictionaries/21_training.ipynb #82c42e25
