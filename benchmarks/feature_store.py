@@ -99,21 +99,27 @@ def dictionary(n_features, lm, corpus):
     return out
 
 
+class Clock:
+    """Wall and processor seconds of named parts; the latter hardly depend on what else the machine does."""
+    def __init__(self): self.wall, self.cpu = {}, {}
+    def __call__(self, name, work):
+        w, c = time.perf_counter(), time.process_time(); out = work()
+        self.wall[name], self.cpu[name] = time.perf_counter() - w, time.process_time() - c
+        return out
+
+
 def ours(folder, sae, lm, corpus, tokens):
     """Seconds of the parts, and bytes of the pages: store, data and page of every feature."""
     from sae_notebooks.reading.examples import feature_page, lens_bound, logit_lens
     from sae_notebooks.reading.features import build_store
-    times, sizes = {}, []
-    t = time.time(); store = build_store(sae, lm, corpus, folder/"store", tokens=tokens); times["store"] = time.time() - t
-    t = time.time(); lens, bound = logit_lens(lm, sae, store.alive.tolist(), 10), lens_bound(lm); times["logit lens"] = time.time() - t
-    t = time.time()
-    for f in store.alive.tolist(): store.quantiles(f, 10, 5)
-    times["quantile samples"] = time.time() - t
-    t = time.time(); (folder/"pages").mkdir()
-    for f in store.alive.tolist():
-        page = feature_page(store, f, lens=lens, bound=bound).encode(); sizes.append(len(page)); (folder/"pages"/f"{f}.html").write_bytes(page)
-    times["pages"] = time.time() - t
-    return store, times, np.array(sizes)
+    clock = Clock()
+    store = clock("store", lambda: build_store(sae, lm, corpus, folder/"store", tokens=tokens))
+    lens, bound = clock("logit lens", lambda: (logit_lens(lm, sae, store.alive.tolist(), 10), lens_bound(lm)))
+    clock("quantile samples", lambda: [store.quantiles(f, 10, 5) for f in store.alive.tolist()] and None)
+    (folder/"pages").mkdir()
+    def page(f): text = feature_page(store, f, lens=lens, bound=bound).encode(); (folder/"pages"/f"{f}.html").write_bytes(text); return len(text)
+    sizes = clock("pages", lambda: [page(f) for f in store.alive.tolist()])
+    return store, clock, np.array(sizes)
 
 
 def peer(folder):
@@ -140,12 +146,12 @@ def peer(folder):
     sae = TopKSAE(TopKSAEConfig(d_in=d, d_sae=len(w["W_dec"]), k=K, rescale_acts_by_decoder_norm=True)); sae.cfg.metadata.hook_name = about["hook"]
     with torch.no_grad():
         for k, v in dict(W_enc=w["W_enc"].T, W_dec=w["W_dec"], b_enc=w["b_enc"], b_dec=w["b_dec"]).items(): getattr(sae, k).copy_(v) # decoder rows of length one: the rescaling changes nothing
-    features, marks = list(range(about["features"])), []
-    for part in (features[:256], features[256:512]):
-        config = SaeVisConfig(hook_point=about["hook"], features=part, device="cpu", minibatch_size_features=256, minibatch_size_tokens=64, cache_dir=folder/"cache")
-        t = time.time(); data = SaeVisRunner(config).run(encoder=sae, model=model, tokens=tokens); data.model = model; marks.append(time.time() - t)
-    t = time.time(); save_feature_centric_vis(data, folder/"dashboard.html")
-    print("RESULT" + json.dumps(dict(first=marks[0], second=marks[1], html=time.time() - t, html_bytes=(folder/"dashboard.html").stat().st_size, features=256, logits_differ=difference, version=version("sae-dashboard"))))
+    clock = Clock()
+    for name, part in (("first", range(256)), ("second", range(256, 512))):
+        config = SaeVisConfig(hook_point=about["hook"], features=list(part), device="cpu", minibatch_size_features=256, minibatch_size_tokens=64, cache_dir=folder/"cache")
+        data = clock(name, lambda: SaeVisRunner(config).run(encoder=sae, model=model, tokens=tokens)); data.model = model
+    clock("html", lambda: save_feature_centric_vis(data, folder/"dashboard.html"))
+    print("RESULT" + json.dumps(dict(**clock.wall, cpu=clock.cpu, html_bytes=(folder/"dashboard.html").stat().st_size, features=256, logits_differ=difference, version=version("sae-dashboard"))))
 
 
 def ask_peer(python, folder, sae, lm_folder, tokens, site, threads):
@@ -168,7 +174,7 @@ def against(folder, args):
     sae = dictionary(args.features, lm, corpus)
     from sae_notebooks.reading.features import build_store
     build_store(sae, lm, corpus, folder/"compile", tokens=4096) # kernels are compiled before the clock starts
-    store, times, pages = ours(folder, sae, lm, corpus, args.real_tokens)
+    store, clock, pages = ours(folder, sae, lm, corpus, args.real_tokens); times = clock.wall
     data, total = sum(v for k, v in times.items() if k != "pages"), sum(times.values())
     print(f"\n{store}\nseconds: {({k: round(v, 1) for k, v in times.items()})}\n{len(pages) / data:,.0f} features/s without pages, {len(pages) / total:,.0f} with; pages of {np.median(pages) / 1e3:.1f} kB (median), {pages.max() / 1e3:.1f} kB (largest)")
     figures = dict(features_per_s=len(pages) / total, features_per_s_data=len(pages) / data, feature_page_kb=pages.max() / 1e3, feature_page_median_kb=np.median(pages) / 1e3)
@@ -178,8 +184,9 @@ def against(folder, args):
     else:
         rate = found["features"] / (found["second"] + found["html"])
         print(f"SAEDashboard {found['version']}: 256 features in {found['first']:.1f} s, the next 256 in {found['second']:.1f} s, HTML of 256 in {found['html']:.1f} s and {found['html_bytes'] / 1e6:.0f} MB (logits differ by {found['logits_differ']:.1e} from transformers')")
-        figures |= dict(features_per_s_vs_saedashboard=len(pages) / total / rate, features_per_s_vs_saedashboard_data=len(pages) / data / (found["features"] / found["second"]), saedashboard_page_kb=found["html_bytes"] / 1e3 / found["features"])
-    return figures, dict(seconds=times, peer=found, real_store=repr(store), real_sizes=store.sizes())
+        cpu = lambda c, names: sum(c[k] for k in names)
+        figures |= dict(features_per_cpu_s_vs_saedashboard=len(pages) / cpu(clock.cpu, clock.cpu) * cpu(found["cpu"], ("second", "html")) / found["features"], features_per_s_vs_saedashboard=len(pages) / total / rate, features_per_s_vs_saedashboard_data=len(pages) / data / (found["features"] / found["second"]), saedashboard_page_kb=found["html_bytes"] / 1e3 / found["features"])
+    return figures, dict(seconds=times, cpu_seconds=clock.cpu, load=os.getloadavg()[0], threads=args.threads, peer=found, real_store=repr(store), real_sizes=store.sizes())
 
 
 def main():

@@ -168,8 +168,8 @@ def effects(lm:LanguageModel, sae:SAE, ids, feature:int, values:np.ndarray|None=
     with lm.edited({site_of(lm, sae): lambda x: x - v[:x.shape[1], None].to(x.dtype) * part}): without = lm.token_losses(batch)
     return np.concatenate([[np.nan], (without - clean)[0].float().cpu().numpy()]).astype(np.float32)
 
-# %% ../../nbs/part3_reading/31_examples.ipynb #1c0686b9
-_odd = "&<>\"'\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ufff9-\ufffb\ud800-\udfff"
+# %% ../../nbs/part3_reading/31_examples.ipynb #1cae7ec1
+_odd = "&<>\"'\x00-\x1f\x7f-\x9f\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff\ufff9-\ufffb\ud800-\udfff"
 _odd_run = re.compile(f"[{_odd}]")
 def _named(match):
     c = match[0]; i = ord(c)
@@ -267,7 +267,7 @@ def _token_names(lm):
         return cache[t]
     return name
 
-# %% ../../nbs/part3_reading/31_examples.ipynb #7894dbfd
+# %% ../../nbs/part3_reading/31_examples.ipynb #0d3b7cd0
 def _bars(counts, label, left, right, width=230, height=64)->str: # SVG
     "Bars with logarithmic heights, and their range below."
     h = np.log1p(counts) / (np.log1p(max(counts)) or 1) * height; w = width / len(counts)
@@ -280,7 +280,7 @@ def density_histogram(store:FeatureStore, bins:int=40)->Html:
     d = np.log10(store.densities[store.alive]); dead = store.n_features - len(d)
     low, high = (np.floor(d.min()), np.ceil(d.max())) if len(d) else (-6, 0)
     counts = np.histogram(d, bins, (low, high))[0]
-    return Html(f'<div class=fc><h4>Density of {store.n_features:,} features</h4>{_bars(counts, "histogram of the densities", f"10^{low:.0f} of the tokens", f"10^{high:.0f}", 420, 90)}'
+    return Html(f'<div class=fc><h4>Density of {store.n_features:,} features</h4>{_bars(counts, "histogram of the densities", f"{10.0 ** low:g} of the tokens", f"{10.0 ** high:g}", 420, 90)}'
                 f"<p class=mu>height: logarithm of the number of features, at most {max(counts):,}; {dead:,} dead on {store.text_tokens:,} tokens; median of the others {10 ** np.median(d):.2g}</p></div>")
 
 # %% ../../nbs/part3_reading/31_examples.ipynb #7ae58bd2
@@ -351,7 +351,7 @@ def __repr__(self:Reading): return f"feature {self.feature} on {len(self.ids)} t
 @patch
 def _repr_html_(self:Reading): return self._html()._repr_html_()
 
-# %% ../../nbs/part3_reading/31_examples.ipynb #cc92a857
+# %% ../../nbs/part3_reading/31_examples.ipynb #53107f35
 def _bars(counts, label, left, right, width=230, height=64)->str: # SVG
     "Bars with logarithmic heights, and their range below."
     h = np.log1p(counts) / (np.log1p(max(counts)) or 1) * height; w = width / len(counts)
@@ -364,7 +364,7 @@ def density_histogram(store:FeatureStore, bins:int=40)->Html:
     d = np.log10(store.densities[store.alive]); dead = store.n_features - len(d)
     low, high = (np.floor(d.min()), np.ceil(d.max())) if len(d) else (-6, 0)
     counts = np.histogram(d, bins, (low, high))[0]
-    return Html(f'<div class=fc><h4>Density of {store.n_features:,} features</h4>{_bars(counts, "histogram of the densities", f"10^{low:.0f} of the tokens", f"10^{high:.0f}", 420, 90)}'
+    return Html(f'<div class=fc><h4>Density of {store.n_features:,} features</h4>{_bars(counts, "histogram of the densities", f"{10.0 ** low:g} of the tokens", f"{10.0 ** high:g}", 420, 90)}'
                 f"<p class=mu>height: logarithm of the number of features, at most {max(counts):,}; {dead:,} dead on {store.text_tokens:,} tokens; median of the others {10 ** np.median(d):.2g}</p></div>")
 
 # %% ../../nbs/part3_reading/31_examples.ipynb #9ba4bb7b

@@ -374,7 +374,7 @@ class FeatureStore:
     @property
     def alive(self): return np.flatnonzero(self.counts) # features that are active at least once
 
-# %% ../../nbs/part3_reading/30_features.ipynb #651710a5
+# %% ../../nbs/part3_reading/30_features.ipynb #e6d8db9e
 @patch
 def _read_meta(self:FeatureStore):
     path = self.folder/"meta.json"
@@ -398,9 +398,10 @@ def _map(self:FeatureStore, path, dtype, n):
 @patch
 def __repr__(self:FeatureStore):
     c, by = self.meta["counts"], self.meta["model"] or {}
-    return f"{self.n_features:,} features ({c['alive']:,} alive) of {self.meta['site']} of {by.get('name')} on {self.n_tokens:,} tokens of {c['documents']:,} documents of {self.meta['corpus']['name']}: {c['entries'] / max(1, self.text_tokens):.1f} active a token, {self.dtype}"
+    source = f" of {self.meta['site']} of {by['name']}" if by else ""
+    return f"{self.n_features:,} features ({c['alive']:,} alive){source} on {self.n_tokens:,} tokens of {c['documents']:,} documents of {self.meta['corpus']['name']}: {c['entries'] / max(1, self.text_tokens):.1f} active a token, {self.dtype}"
 
-# %% ../../nbs/part3_reading/30_features.ipynb #32cb8e62
+# %% ../../nbs/part3_reading/30_features.ipynb #3db52798
 class Activations(NamedTuple):
     "Where one feature is active."
     tokens: np.ndarray # [n] rows of the store, ascending
@@ -420,6 +421,7 @@ def feature(self:FeatureStore, feature:int)->Activations: # empty for a dead one
     span = self._span(feature)
     return Activations(self.tokens[span], from_bits(self.values[span], self.dtype))
 
+# %% ../../nbs/part3_reading/30_features.ipynb #3ae8e014
 @patch
 def codes(self:FeatureStore, start:int=0, stop:int|None=None)->Codes: # of the tokens start:stop
     "Activations by token."
@@ -465,7 +467,7 @@ def rows_of(self:FeatureStore, document:int)->slice:
     base = int(self.document_ends[sum(map(len, self.documents.tables[:rank])) - 1]) if rank and sum(map(len, self.documents.tables[:rank])) else 0
     return slice(base + a, base + b)
 
-# %% ../../nbs/part3_reading/30_features.ipynb #f404f4a9
+# %% ../../nbs/part3_reading/30_features.ipynb #1309fff2
 class Stored(NamedTuple):
     "A document of a store."
     id: str
@@ -482,6 +484,7 @@ def document(self:FeatureStore, ordinal:int)->Stored: # by its ordinal in the co
         self._kept[ordinal] = d; self._held += len(d.text)
     return self._kept[ordinal]
 
+# %% ../../nbs/part3_reading/30_features.ipynb #df7ee9d4
 @patch
 def offsets(self:FeatureStore, rows:slice)->np.ndarray: # int64 [n, 2] characters of their document
     "Where tokens stand in their document's text."
@@ -538,7 +541,7 @@ def extreme(bits:np.ndarray, k:int, lowest:bool=False)->np.ndarray: # places, be
     if k > 1024: return np.argsort(bits if lowest else ~bits, kind="stable")[:k]
     return _largest(bits, min(k, len(bits)), lowest)
 
-# %% ../../nbs/part3_reading/30_features.ipynb #37c2cf52
+# %% ../../nbs/part3_reading/30_features.ipynb #0f94c1d1
 @patch
 def hits(self:FeatureStore, feature:int, places, # numbers of the feature's activations
          words:int=40)->Hits:
@@ -561,6 +564,7 @@ def _extremes(self:FeatureStore, feature, n, lowest, distinct, words):
         k *= 8
     return self.hits(feature, places, words)
 
+# %% ../../nbs/part3_reading/30_features.ipynb #5d00e427
 @patch
 def top(self:FeatureStore, feature:int, n:int=20, distinct:bool=False, # at most one from a document
         words:int=40)->Hits: # strongest first
@@ -572,7 +576,7 @@ def bottom(self:FeatureStore, feature:int, n:int=20, distinct:bool=False, words:
     "Where a feature is active, but least; raises `WorkbookError` for a dead one."
     return self._extremes(feature, n, True, distinct, words)
 
-# %% ../../nbs/part3_reading/30_features.ipynb #38b31d4d
+# %% ../../nbs/part3_reading/30_features.ipynb #5687c434
 @patch
 def quantiles(self:FeatureStore, feature:int, groups:int=10, per:int=2, # groups of the range, samples from each
               by:str="count", # groups of as many activations each; "width": of as much of the range from 0 to the maximum each
@@ -590,17 +594,19 @@ def quantiles(self:FeatureStore, feature:int, groups:int=10, per:int=2, # groups
     found = iter(self.hits(feature, np.concatenate(samples), words))
     return [Hits(next(found) for _ in s) for s in samples]
 
+# %% ../../nbs/part3_reading/30_features.ipynb #b5a073e0
 @patch
 def histogram(self:FeatureStore, feature:int, bins:int=40)->tuple[np.ndarray, np.ndarray]: # counts [bins], edges [bins + 1]
     "How a feature's activations are distributed, from 0 to its maximum."
     return np.histogram(self.feature(feature).values, bins, (0, float(self.max[feature]) or 1.0))
 
-# %% ../../nbs/part3_reading/30_features.ipynb #5fad53a0
+# %% ../../nbs/part3_reading/30_features.ipynb #30cda05c
 @njit(nogil=True, cache=True)
 def _together(tokens, row_ends, row_features, count):
     for t in tokens:
         for s in range(row_ends[t], row_ends[t + 1]): count[row_features[s]] += 1
 
+# %% ../../nbs/part3_reading/30_features.ipynb #f596f983
 @patch
 def coactive(self:FeatureStore, feature:int, n:int=10, most:int=2**16 # of the feature's tokens to look at, evenly spread
             )->list[dict]: # by Jaccard index, highest first
