@@ -4,7 +4,7 @@
 
 1. A store of synthetic codes over real documents (heavy-tailed densities, 32 active features a token) is written, dropped from the page cache and asked.
 2. The workbook model and a dictionary of 4096 features read 200 000 tokens; the store is built and a page of every feature written. SAEDashboard does the same for
-   two batches of its default 256 features, in a process of its own, with its activation cache on; the second batch, which finds the model's activations there, is its rate.
+   two batches of its default 256 features, in a process of its own, with its activation cache on: the first batch costs what every batch costs without the cache (its default), the second finds the model's activations there.
 `--peers-python` is the interpreter of an environment that has sae-dashboard (it wants older libraries than this project).
 """
 import json, os, resource, shutil, subprocess, sys, tempfile, time
@@ -166,6 +166,16 @@ def ask_peer(python, folder, sae, lm_folder, tokens, site, threads):
     return json.loads(line[6:]) if line else dict(error=(run.stderr.strip().splitlines() or ["no output"])[-1])
 
 
+def compared(wall, cpu, n, found):
+    """Ratios of features per second, with pages (HTML) and without; against its default (every batch runs the model again) and with its activations cached."""
+    total = lambda c, pages=True: sum(v for k, v in c.items() if pages or k != "pages")
+    ratio = lambda mine, theirs: n / mine / (found["features"] / theirs)
+    peer = dict(wall=found, cpu=found["cpu"])
+    theirs = lambda clock, batch, html=True: peer[clock][batch] + html * peer[clock]["html"]
+    return dict(features_per_s_vs_saedashboard=ratio(total(wall), theirs("wall", "first")), features_per_s_vs_saedashboard_data=ratio(total(wall, False), theirs("wall", "first", False)), features_per_cpu_s_vs_saedashboard=ratio(total(cpu), theirs("cpu", "first")),
+                features_per_s_vs_saedashboard_cached=ratio(total(wall), theirs("wall", "second")), features_per_cpu_s_vs_saedashboard_cached=ratio(total(cpu), theirs("cpu", "second")), saedashboard_page_kb=found["html_bytes"] / 1e3 / found["features"])
+
+
 def against(folder, args):
     from sae_notebooks.core import data_path
     from sae_notebooks.extraction.corpus import open_corpus
@@ -182,10 +192,8 @@ def against(folder, args):
     found = ask_peer(args.peers_python, folder/"peer", sae, data_path("workbook_model"), ids, lm.middle, args.threads)
     if "error" in found: print(f"SAEDashboard: absent, not measured ({found['error']}; give --peers-python)")
     else:
-        rate = found["features"] / (found["second"] + found["html"])
         print(f"SAEDashboard {found['version']}: 256 features in {found['first']:.1f} s, the next 256 in {found['second']:.1f} s, HTML of 256 in {found['html']:.1f} s and {found['html_bytes'] / 1e6:.0f} MB (logits differ by {found['logits_differ']:.1e} from transformers')")
-        cpu = lambda c, names: sum(c[k] for k in names)
-        figures |= dict(features_per_cpu_s_vs_saedashboard=len(pages) / cpu(clock.cpu, clock.cpu) * cpu(found["cpu"], ("second", "html")) / found["features"], features_per_s_vs_saedashboard=len(pages) / total / rate, features_per_s_vs_saedashboard_data=len(pages) / data / (found["features"] / found["second"]), saedashboard_page_kb=found["html_bytes"] / 1e3 / found["features"])
+        figures |= compared(times, clock.cpu, len(pages), found)
     return figures, dict(seconds=times, cpu_seconds=clock.cpu, load=os.getloadavg()[0], threads=args.threads, peer=found, real_store=repr(store), real_sizes=store.sizes())
 
 
