@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['PENALISED', 'UNIT', 'PRESETS', 'CHECKPOINT', 'LOG', 'TrainConfig', 'default_lr', 'preset', 'Pattern',
-           'adam_rows_torch', 'adam_rows', 'Trainer', 'rows_of', 'normalisation', 'stream', 'read_log', 'train']
+           'adam_rows_torch', 'adam_rows', 'Trainer', 'rows_of', 'normalisation', 'stream', 'read_log', 'train',
+           'plot_log']
 
 # %% ../../nbs/part2_dictionaries/21_training.ipynb #3a46e974
 import dataclasses, json, math, time
@@ -23,7 +24,7 @@ from .sparse import Codes, best, compiled, dots, join, keep_entries, select_abov
 # %% ../../nbs/part2_dictionaries/21_training.ipynb #4793f998
 from fastcore.basics import patch
 
-# %% ../../nbs/part2_dictionaries/21_training.ipynb #8c665243
+# %% ../../nbs/part2_dictionaries/21_training.ipynb #60c36377
 @dataclass(frozen=True)
 class TrainConfig:
     "Everything that decides what a dictionary becomes, given the activations."
@@ -41,7 +42,7 @@ class TrainConfig:
     beta1: float = 0.9
     beta2: float = 0.999
     eps: float = 1e-8
-    aux: float = 1 / 32 # α, weight of the dead features' own loss (topk family)
+    aux: float = 1 / 4 # α, weight of the dead features' own loss (topk family)
     k_aux: int|None = None # dead features a token in that loss; None: half the width, at most 2k
     dead_after: int = 100_000 # tokens without firing, after which a feature counts as dead in training
     resample: tuple = () # shares of the training at which dead features start again
@@ -321,7 +322,7 @@ def loss_relu(self:Trainer, x, w):
     price = self.params["W_dec"].norm(dim=1)[p.codes.indices.long()]
     return _squares(e, w) + self.sparsity * _per_token(values * price, p.codes, w), e, p.codes
 
-# %% ../../nbs/part2_dictionaries/21_training.ipynb #9727249f
+# %% ../../nbs/part2_dictionaries/21_training.ipynb #3487a72c
 @patch
 def loss_gated(self:Trainer, x, w):
     "‖x − x̂‖² + λ Σᵢ πᵢ ‖W_dec,i‖ + ‖x − x̂(π)‖², the last with a frozen decoder (Rajamanoharan et al. 2024a)."
@@ -331,7 +332,7 @@ def loss_gated(self:Trainer, x, w):
     f = (q["r"][at].exp() * (pi - q["b_enc"][at]) + q["b_mag"][at]).relu()
     e = self._decode(f, p) - x
     gate = _Decode.apply(pi, q["W_dec"].detach(), q["b_dec"].detach(), p) - x
-    return _squares(e, w) + self.sparsity * _per_token(pi * q["W_dec"].norm(dim=1)[at], p.codes, w) + _squares(gate, w), e, keep_entries(p.codes._replace(values=f.detach()), f.detach() > 0)
+    return _squares(e, w) + self.sparsity * _per_token(pi * q["W_dec"].detach().norm(dim=1)[at], p.codes, w) + _squares(gate, w), e, keep_entries(p.codes._replace(values=f.detach()), f.detach() > 0)
 
 # %% ../../nbs/part2_dictionaries/21_training.ipynb #c0931689
 @patch
@@ -467,18 +468,18 @@ def train_step(self:Trainer, x:torch.Tensor, # [n, d] activations of the model
     spread = float(w @ torch.linalg.vector_norm(x, dim=1).square()) - float((w @ x).square().sum())
     return dict(loss=total, explained_variance=1 - squares / max(spread, 1e-30), l0=entries / len(x), dead=float(self.dead.float().mean()))
 
-# %% ../../nbs/part2_dictionaries/21_training.ipynb #82c42e25
+# %% ../../nbs/part2_dictionaries/21_training.ipynb #f85c9b8f
 @patch
 @torch.no_grad()
 def _update(self:Trainer, loss):
-    "Clip, Adam, unit rows, running average."
+    "Clip, Adam (thresholds, which live on a logarithmic scale, ten times faster), unit rows, running average."
     c = self.config
     grads = {n: p.grad for n, p in self.params.items() if p.grad is not None}
     norm = float(torch.stack([torch.linalg.vector_norm(g) for g in grads.values()]).norm())
     if not (math.isfinite(loss) and math.isfinite(norm)): raise FloatingPointError(f"loss {loss}, norm of the gradient {norm}")
     lr, self.step = self.lr, self.step + 1
     for n, g in grads.items():
-        adam_rows(self.params[n], g, *self.moments[n], lr, self.step, c.beta1, c.beta2, c.eps, min(1.0, c.clip / max(norm, 1e-12)), unit=n == "W_dec" and c.variant in UNIT)
+        adam_rows(self.params[n], g, *self.moments[n], lr * (10 if n == "log_threshold" else 1), self.step, c.beta1, c.beta2, c.eps, min(1.0, c.clip / max(norm, 1e-12)), unit=n == "W_dec" and c.variant in (*UNIT, "gated"))
     for n, a in self.average.items(): a.lerp_(self.params[n].detach(), 1 - min(c.ema, self.step / (self.step + 10)))
 
 @patch
@@ -532,7 +533,7 @@ def finished(self:Trainer, meta:dict|None=None)->SAE:
     if c.variant not in UNIT: sae.W_enc.mul_(length[:, None]); sae.b_enc.mul_(length); sae.threshold.mul_(length)
     return sae.cpu()
 
-# %% ../../nbs/part2_dictionaries/21_training.ipynb #295bdc4e
+# %% ../../nbs/part2_dictionaries/21_training.ipynb #edc25d4b
 def _is_store(source): return hasattr(source, "batches") and hasattr(source, "meta")
 
 def rows_of(source)->int: # how many training rows a tensor or a store has
@@ -548,6 +549,7 @@ def normalisation(source, # [n, d] tensor or `Store`
         some = source[:: max(1, len(source) // 2**17)].double()
         mean = some.mean(0).float(); square, spread = float(some.square().sum(1).mean()), float((some - mean).square().sum(1).mean())
     energy = spread if centre else square
+    if not math.isfinite(energy): raise WorkbookError("the training rows hold NaN or infinity; find them with torch.isfinite(rows).all(1)")
     if not energy > 0: raise WorkbookError("all training rows are the same: there is nothing to learn")
     return math.sqrt(len(mean) / energy), mean if centre else torch.zeros_like(mean)
 
@@ -665,3 +667,20 @@ def _short(r): return f"loss {r['loss']:.1f}  EV {r['explained_variance']:.3f}  
 def _log(folder, i, t, record, seconds):
     line = dict(step=t.step, tokens=t.step * t.config.batch, which=i, **{k: round(v, 6) for k, v in record.items()}, lr=t.lr if t.step < t.steps else 0.0, sparsity=t.sparsity, seconds=round(seconds, 2))
     with (folder/LOG).open("a") as f: f.write(json.dumps(line) + "\n")
+
+# %% ../../nbs/part2_dictionaries/21_training.ipynb #765f4f75
+def plot_log(folder:str|Path, # of `train`
+             names:list[str]|None=None # of its dictionaries
+            ): # figure, axes
+    "Explained variance, active features and dead share of a training over its tokens; raises `WorkbookError` if there is no log."
+    from sae_notebooks import plots
+    log = read_log(folder)
+    if not log: raise WorkbookError(f"{folder}: no {LOG}; give `train` a folder to keep one")
+    fig, axes = plots.figure(9, 2.8, ["Explained variance", "Active features a token", "Dead features (%)"], "training rows (thousands)", ["share", "L0", "% of the features"], columns=3)
+    for i in sorted({r["which"] for r in log}):
+        mine = [r for r in log if r["which"] == i]
+        for ax, key, unit in zip(axes.flat, ("explained_variance", "l0", "dead"), (1, 1, 100)): ax.plot([r["tokens"] / 1000 for r in mine], [unit * r[key] for r in mine], label=names[i] if names else str(i))
+    if len({r["which"] for r in log}) > 1: axes.flat[0].legend()
+    axes.flat[0].set_ylim(0, 1)
+    fig.tight_layout()
+    return fig, axes
