@@ -67,9 +67,9 @@ def rotated(directions:torch.Tensor, seed:int=0)->torch.Tensor:
     q, r = torch.linalg.qr(torch.randn(directions.shape[1], directions.shape[1], generator=g, dtype=torch.float64))
     return directions @ (q * r.diagonal().sign()).to(directions)
 
-# %% ../../nbs/part3_reading/34_geometry.ipynb #71febf07
+# %% ../../nbs/part3_reading/34_geometry.ipynb #518be652
 def approximate_neighbours(directions:torch.Tensor, k:int=10,
-                           breadth:int=60, # neighbours that the descent keeps of each; more find more, and take longer
+                           breadth:int=30, # neighbours that the descent keeps of each; more find more, and take longer
                            seed:int=0)->Neighbours:
     "Nearest directions by nearest-neighbour descent; seeded."
     from pynndescent import NNDescent
@@ -80,7 +80,7 @@ def approximate_neighbours(directions:torch.Tensor, k:int=10,
     place = torch.sort((~other).int(), dim=1, stable=True).indices[:, :k] # itself goes to the end
     return Neighbours(index.gather(1, place), 1 - distance.gather(1, place))
 
-def nearest(directions:torch.Tensor, k:int=10, exact_below:int=2**20, breadth:int=60, seed:int=0)->Neighbours:
+def nearest(directions:torch.Tensor, k:int=10, exact_below:int=2**20, breadth:int=30, seed:int=0)->Neighbours:
     "Exact up to a million directions, approximate beyond."
     return neighbours(directions, k=k) if len(directions) <= exact_below else approximate_neighbours(directions, k, breadth, seed)
 
