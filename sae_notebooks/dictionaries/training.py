@@ -274,7 +274,7 @@ def _squares(e, w): return (e.square().sum(1) * w).sum() # w: [n], sums to one o
 
 def _per_token(values, codes, w): return (values * torch.repeat_interleave(w, codes.indptr.diff())).sum()
 
-# %% ../../nbs/part2_dictionaries/21_training.ipynb #74229331
+# %% ../../nbs/part2_dictionaries/21_training.ipynb #3f5217dd
 @patch
 def loss_topk(self:Trainer, x, w):
     "‖x − x̂‖² with the k largest features of every token (Gao et al. 2024)."
@@ -295,7 +295,7 @@ def loss_batchtopk(self:Trainer, x, w):
 @torch.no_grad()
 def _track_cut(self:Trainer, codes):
     low = codes.values.min() if len(codes.values) else self.cut
-    self.cut = low.clone() if not self.step else self.cut.lerp(low, 0.01 if self.step > 100 else 0.1)
+    self.cut = low.clone() if not self.step else self.cut.lerp(low, 0.1) # a slower mean lags behind the weights, whose cut still falls while the rate decays
 
 # %% ../../nbs/part2_dictionaries/21_training.ipynb #46447207
 @patch
@@ -668,7 +668,7 @@ def _log(folder, i, t, record, seconds):
     line = dict(step=t.step, tokens=t.step * t.config.batch, which=i, **{k: round(v, 6) for k, v in record.items()}, lr=t.lr if t.step < t.steps else 0.0, sparsity=t.sparsity, seconds=round(seconds, 2))
     with (folder/LOG).open("a") as f: f.write(json.dumps(line) + "\n")
 
-# %% ../../nbs/part2_dictionaries/21_training.ipynb #765f4f75
+# %% ../../nbs/part2_dictionaries/21_training.ipynb #44e3eadb
 def plot_log(folder:str|Path, # of `train`
              names:list[str]|None=None # of its dictionaries
             ): # figure, axes
@@ -680,7 +680,8 @@ def plot_log(folder:str|Path, # of `train`
     for i in sorted({r["which"] for r in log}):
         mine = [r for r in log if r["which"] == i]
         for ax, key, unit in zip(axes.flat, ("explained_variance", "l0", "dead"), (1, 1, 100)): ax.plot([r["tokens"] / 1000 for r in mine], [unit * r[key] for r in mine], label=names[i] if names else str(i))
-    if len({r["which"] for r in log}) > 1: axes.flat[0].legend()
-    axes.flat[0].set_ylim(0, 1)
+    if len({r["which"] for r in log}) > 1: axes.flat[1].legend(fontsize=7)
+    axes.flat[0].set_ylim(0, 1); axes.flat[1].set_yscale("log")
+    axes.flat[2].set_ylim(0, max(1.0, 110 * max(r["dead"] for r in log)))
     fig.tight_layout()
     return fig, axes
