@@ -267,7 +267,7 @@ def _token_names(lm):
         return cache[t]
     return name
 
-# %% ../../nbs/part3_reading/31_examples.ipynb #0d3b7cd0
+# %% ../../nbs/part3_reading/31_examples.ipynb #53107f35
 def _bars(counts, label, left, right, width=230, height=64)->str: # SVG
     "Bars with logarithmic heights, and their range below."
     h = np.log1p(counts) / (np.log1p(max(counts)) or 1) * height; w = width / len(counts)
@@ -351,7 +351,7 @@ def __repr__(self:Reading): return f"feature {self.feature} on {len(self.ids)} t
 @patch
 def _repr_html_(self:Reading): return self._html()._repr_html_()
 
-# %% ../../nbs/part3_reading/31_examples.ipynb #53107f35
+# %% ../../nbs/part3_reading/31_examples.ipynb #f6e438ba
 def _bars(counts, label, left, right, width=230, height=64)->str: # SVG
     "Bars with logarithmic heights, and their range below."
     h = np.log1p(counts) / (np.log1p(max(counts)) or 1) * height; w = width / len(counts)
