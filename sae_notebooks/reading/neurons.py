@@ -188,15 +188,16 @@ def _correlate_block(lm, sae, corpus, tokens, read, own, m, a, b, groups, shifts
     chance = {g: np.stack([np.abs(c_.best(1, c)[1][:, 0]) for c_ in null], 1) if null else np.zeros((b - a, 0)) for g, c in groups.items()}
     return count, {g: v[0] for g, v in found.items()}, {g: v[1] for g, v in found.items()}, chance, real.n
 
-# %% ../../nbs/part3_reading/33_neurons.ipynb #5844b111
+# %% ../../nbs/part3_reading/33_neurons.ipynb #e5765d7c
 def ceiling(y:torch.Tensor, # [n, width]
             density:float # share of the rows on which it may be active
            )->np.ndarray: # float64 [2, width]: for its largest values, for its smallest
-    "r of every column with max(0, column − threshold): what a feature could reach that *is* the column, active on so many rows."
+    "r of every column with itself above a threshold (its height over the median there, else 0): what a feature could reach that *is* the column, active on so many rows."
     if not 0 < density < 1: raise WorkbookError(f"density={density}: a share of the rows between 0 and 1")
     out = []
     for x in (y.double(), -y.double()):
-        f = (x - x.sort(0).values[min(len(x) - 1, int(len(x) * (1 - density)))]).relu()
+        v = x.sort(0).values
+        f = torch.where(x >= v[min(len(x) - 1, int(len(x) * (1 - density)))], x - v[len(x) // 2], 0.0).relu()
         a, b = f - f.mean(0), x - x.mean(0)
         out.append((a * b).sum(0) / (a.norm(dim=0) * b.norm(dim=0)).clamp_min(1e-300))
     return torch.stack(out).numpy()
