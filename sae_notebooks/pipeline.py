@@ -183,11 +183,12 @@ def curves(log:list[dict])->str: # SVG
     out = io.StringIO(); fig.savefig(out, format="svg"); plots.plt.close(fig)
     return out.getvalue()[out.getvalue().index("<svg"):]
 
-# %% ../nbs/03_pipeline.ipynb #0f85340c
+# %% ../nbs/03_pipeline.ipynb #99925fea
 HEADLINE = ("explained_variance", "l0", "dead_fraction", "dead_tokens", "ce_recovered")
 
 def shown_number(v)->str:
     if v is None: return "not measured"
+    if isinstance(v, float) and v >= 1000: return f"{v:,.0f}"
     return f"{v:,}" if isinstance(v, int) else f"{v:.4g}" if isinstance(v, float) else str(v)
 
 def metrics_table(m:dict)->str: # HTML
@@ -195,7 +196,7 @@ def metrics_table(m:dict)->str: # HTML
     rows = [k for k in (*HEADLINE, *(k for k in DEFINITIONS if k not in HEADLINE)) if k in m]
     def line(k):
         interval = f" ({m[f'{k}_low']:.4g} to {m[f'{k}_high']:.4g})" if f"{k}_low" in m else ""
-        return f"<tr><td><code>{html.escape(k)}</code><td class=nu>{shown_number(m[k])}<td class=mu>{interval}<td>{html.escape(DEFINITIONS.get(k, ''))}"
+        return f"<tr style=vertical-align:top><td style=white-space:nowrap><code>{html.escape(k)}</code><td class=nu style=white-space:nowrap>{shown_number(m[k])}<td class=mu style=white-space:nowrap>{interval}<td>{html.escape(DEFINITIONS.get(k, ''))}"
     return "<div class=fc><h4>Metrics on held-out text</h4><p class=mu>in brackets the 95 % interval of a bootstrap over documents</p><table>" + "".join(map(line, rows)) + "</table></div>"
 
 # %% ../nbs/03_pipeline.ipynb #1734ccc7
