@@ -50,10 +50,13 @@ def _results_only(cell):
     "Drop what went to stderr (bars, warnings of libraries) and widgets' bars, and name no folder of this machine: a page shows results."
     if cell.cell_type != "code": return
     cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr" and "application/vnd.jupyter.widget-view+json" not in o.get("data", {})]
-    def anonymous(text): return text.replace(tempfile.gettempdir(), "<tmp>").replace(str(Path.home()), "~") if isinstance(text, str) else text
+    places = {sys.prefix: "<env>", tempfile.gettempdir(): "<tmp>", str(Path.home()): "~"}
+    def anonymous(text):
+        for place, name in places.items() if isinstance(text, str) else (): text = text.replace(place + os.sep, name + os.sep)
+        return text
     for o in cell.outputs:
         if "text" in o: o["text"] = anonymous(o["text"])
-        if "data" in o: o["data"] = {k: anonymous(v) for k, v in o["data"].items()}
+        if "data" in o: o["data"] = {k: anonymous(v) if k.startswith("text/") else v for k, v in o["data"].items()} # never inside a picture's letters
 
 # %% ../nbs/02_testing.ipynb #6f3eac10
 def book_notebooks()->list[Path]:
