@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['COMMANDS', 'command', 'build_parser', 'main', 'print_table', 'write_json', 'run', 'extract', 'train', 'metrics',
-           'features', 'report', 'corpus', 'train_model', 'execute', 'readme', 'test']
+           'features', 'report', 'corpus', 'train_model', 'train_shipped', 'execute', 'readme', 'test']
 
 # %% ../nbs/01_cli.ipynb #bdef7265
 import argparse, dataclasses, json, os, sys, time
@@ -174,6 +174,17 @@ def train_model(args):
     "Train a workbook model again, from text to weights (an hour and more; resumes)."
     from sae_notebooks.appendix.workbook_model import train_workbook_model
     print(f"written: {train_workbook_model(args.name, args.out, compiled=not args.no_compile)}")
+
+# %% ../nbs/01_cli.ipynb #909c8999
+def _shipped_arguments(p):
+    p.add_argument("name", nargs="?", default="M", help="S, M or L: 512, 2048 or 17408 features")
+    p.add_argument("--out", default=None, metavar="FOLDER", help="folder to write (default: saes/NAME in the cache folder)")
+
+@command("train-shipped", _shipped_arguments)
+def train_shipped(args):
+    "Train a shipped dictionary of the workbook model again (resumes)."
+    from sae_notebooks.dictionaries import scaling
+    print(f"written: {scaling.train_shipped(args.name, args.out)}")
 
 # %% ../nbs/01_cli.ipynb #731fc09f
 @command("execute", lambda p: p.add_argument("notebooks", nargs="+", help="notebooks to run in place, with fresh outputs"))

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Codes', 'join', 'compiled', 'weighted_rows_torch', 'weighted_rows', 'dots_torch', 'dots', 'transpose', 'select_top',
-           'select_above', 'keep_entries', 'best']
+           'select_above', 'keep_entries', 'best_torch', 'best']
 
 # %% ../../nbs/part2_dictionaries/20a_sparse.ipynb #f1950742
 import functools, types
@@ -313,9 +313,17 @@ def _best(indptr, values, k, keep, T):
                 ties -= values[s] == t
         for s in range(a, b): keep[s] = keep[s] and values[s] > 0
 
+def best_torch(codes:Codes, k:int)->Codes:
+    "Plain version of `best`, for any device; equal values go to the earlier entry."
+    order = torch.argsort(codes.values, descending=True, stable=True)
+    order = order[torch.argsort(codes.rows()[order], stable=True)] # by row, the largest first
+    keep = torch.zeros(len(order), dtype=torch.bool, device=order.device)
+    keep[order] = torch.arange(len(order), device=order.device) - codes.indptr[codes.rows()] < k
+    return keep_entries(codes, keep & (codes.values > 0))
+
 def best(codes:Codes, k:int)->Codes:
     "The k largest positive entries of every row, of those there are."
-    if codes.values.device.type != "cpu": return _top_torch(codes.dense(), k)
+    if codes.values.device.type != "cpu": return best_torch(codes, k)
     keep = np.ones(len(codes.indices), bool)
     _best(codes.indptr.numpy(), codes.values.detach().numpy(), k, keep)
     return keep_entries(codes, torch.from_numpy(keep))

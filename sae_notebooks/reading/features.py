@@ -296,7 +296,7 @@ def _end(folder, settings, memory):
 def write_store(groups, # function of (settings, state) that yields (list of `Entry`, `Codes`) from document state["next"] on (None: from the start)
                 folder:str|Path, n_features:int, dtype:str="float16", rank:int=0, world:int=1, memory:int=2**29,
                 defaults=dict, **about # what else is to be agreed on: model, sae, site, corpus, …
-               )->"FeatureStore|None": # None while other processes are still at work
+               ): # `FeatureStore`; None while other processes are still at work
     "Write a store from any source of codes; an interrupted one is continued."
     folder = Path(folder)
     if dtype not in BITS: raise WorkbookError(f"dtype={dtype!r}: use one of {', '.join(BITS)}")
@@ -331,7 +331,7 @@ def build_store(sae:SAE,
                 site=None, # where the SAE reads; what it says itself, or the middle of the model
                 token_budget:int|None=None, context:int|None=None, # tokens at once, from the free memory; the model's own
                 memory:int=2**29 # bytes to turn the entries from tokens to features
-               )->"FeatureStore|None": # None while other processes are still at work
+               ): # `FeatureStore`; None while other processes are still at work
     "Encode a corpus once, out of core, as far as it has not been done."
     site, about_sae, about_model = _about(sae, lm, site)
     defaults = lambda: dict(token_budget=token_budget or default_budget(lm, [sae.d]), context=context or lm.context, tokens=None)
