@@ -351,22 +351,6 @@ def __repr__(self:Reading): return f"feature {self.feature} on {len(self.ids)} t
 @patch
 def _repr_html_(self:Reading): return self._html()._repr_html_()
 
-# %% ../../nbs/part3_reading/31_examples.ipynb #f6e438ba
-def _bars(counts, label, left, right, width=230, height=64)->str: # SVG
-    "Bars with logarithmic heights, and their range below."
-    h = np.log1p(counts) / (np.log1p(max(counts)) or 1) * height; w = width / len(counts)
-    bars = "".join(f"M{i * w:.4g} {height}v-{x:.3g}h{w * .86:.3g}v{x:.3g}z" for i, x in enumerate(h) if x > 0)
-    return (f'<svg role=img aria-label="{html.escape(label)}" width={width} height={height + 14} viewBox="0 0 {width} {height + 14}"><path d="{bars}M0 {height}h{width}v.7H0z"/>'
-            f"<text y={height + 12}>{html.escape(left)}</text><text x={width} y={height + 12} text-anchor=end>{html.escape(right)}</text></svg>")
-
-def density_histogram(store:FeatureStore, bins:int=40)->Html:
-    "How often features are active: bars over the logarithm of the density, and the number of dead ones."
-    d = np.log10(store.densities[store.alive]); dead = store.n_features - len(d)
-    low, high = (np.floor(d.min()), np.ceil(d.max())) if len(d) else (-6, 0)
-    counts = np.histogram(d, bins, (low, high))[0]
-    return Html(f'<div class=fc><h4>Density of {store.n_features:,} features</h4>{_bars(counts, "histogram of the densities", f"{10.0 ** low:g} of the tokens", f"{10.0 ** high:g}", 420, 90)}'
-                f"<p class=mu>height: logarithm of the number of features, at most {max(counts):,}; {dead:,} dead on {store.text_tokens:,} tokens; median of the others {10 ** np.median(d):.2g}</p></div>")
-
 # %% ../../nbs/part3_reading/31_examples.ipynb #9ba4bb7b
 def feature_page(store:FeatureStore, feature:int, lm:LanguageModel|None=None, sae:SAE|None=None, # with both: also what moves it and what it moves
                  n:int=20, deep:int=3, # contexts to look at with the model
