@@ -148,7 +148,7 @@ def pieces(self:Lexicon, i:int, form:str|None=None)->tuple:
 
 # %% ../../nbs/part1_extraction/10a_concepts.ipynb #7222fe42
 _an = re.compile(r"(?!uni(?!n|m)|use|usu|util|eu|one\b|once|ubiq)[aeiou]|hour|honest|honou?r|heir|x-ray|8|11\b|18\b|mri\b|mp\b", re.I)
-_sentence_end = re.compile(r"[.?!][”’\"']? $")
+_sentence_end = re.compile(r"([.?!]|\.[”’\"']) $") # after “?” and “!” in quotation marks the sentence goes on: "Why?" asked he
 
 class Writer:
     "Builds one text: pending articles and capitals, and spans measured in characters."
@@ -205,7 +205,10 @@ class Grammar:
             self.concepts[name] = Concept(name := f"{family}.{path.stem}", raw["about"], templates, _lists(raw, where))
             self.families.setdefault(family, []).append(name)
         self.relations = _load(self.folder/"facts.yml")["relations"]
-        for r in self.relations.values(): r["cumulative"] = list(itertools.accumulate(k ** -float(r["zipf"]) for k in range(1, len(r["pairs"]) + 1)))
+        for r in self.relations.values():
+            weights = [k ** -float(r["zipf"]) for k in range(1, len(r["pairs"]) + 1)]
+            r["cumulative"], r["weights"] = list(itertools.accumulate(weights)), Counter() # of pairs, and of objects
+            for (_, o), w in zip(r["pairs"], weights): r["weights"][o] += w
         self.topics = self.families["domains"]
 
 # %% ../../nbs/part1_extraction/10a_concepts.ipynb #3e11ac94
@@ -266,8 +269,8 @@ def draw_fact(self:Grammar, true:bool, draw:Draw)->tuple[str, str, str, str]: # 
     subject, obj = r["pairs"][draw.weighted(r["cumulative"])]
     if not true:
         right = {o for s, o in r["pairs"] if s == subject}
-        wrong = sorted({o for _, o in r["pairs"]} - right)
-        obj = wrong[draw.index(len(wrong))]
+        wrong = [(w, o) for o, w in r["weights"].items() if o not in right]
+        obj = wrong[draw.weighted(list(itertools.accumulate(w for w, _ in wrong)))][1]
     wording = r["statement"][draw.index(len(r["statement"]))]
     return name, subject, obj, wording
 
