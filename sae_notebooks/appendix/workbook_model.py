@@ -70,7 +70,9 @@ class Recipe:
     vocabulary: int = 4096
     concept_documents: int = 110_000 # to draw from
     steps: int = 3400
-    batch: int = 8192 # tokens a step, half of them from each corpus
+    batch: int = 8192 # tokens a step
+    docs_share: float = 0.5 # of the rows of a step; the other rows are concepts
+    start: str = "" # recipe whose weights training goes on from; none begins at random weights
     stages: tuple = ((256, 0.90), (1024, 0.085), (4096, 0.015)) # row length, share of the steps
     muon_lr: float = 0.02 # hidden matrices
     adam_lr: float = 3e-3 # embeddings and norms
@@ -78,7 +80,11 @@ class Recipe:
     decay: float = 0.588 # share of the steps over which the rate falls linearly to zero
     rope_theta: float = 100_000. # slow rotations, for rows of 4096
 
-RECIPES = {r.name: r for r in (Recipe(), Recipe(name="workbook_model_b", seed=1, hidden=192, layers=4, heads=3, kv_heads=1, mlp=512, steps=700))}
+RECIPES = {r.name: r for r in (
+    Recipe(name="workbook_model_start"),
+    Recipe(name="workbook_model_middle", start="workbook_model_start", seed=2, concept_documents=300_000, docs_share=0.125, steps=2900, stages=((256, 0.93), (1024, 0.06), (4096, 0.01)), muon_lr=0.015, adam_lr=2e-3, decay=0.9),
+    Recipe(start="workbook_model_middle", seed=3, concept_documents=300_000, docs_share=0.25, steps=72, stages=((2048, 0.55), (4096, 0.45)), muon_lr=0.006, adam_lr=8e-4, warmup=6, decay=0.9),
+    Recipe(name="workbook_model_b", seed=1, hidden=192, layers=4, heads=3, kv_heads=1, mlp=512, steps=700))}
 
 # %% ../../nbs/appendix/90_workbook_model.ipynb #4a124fce
 @patch
@@ -93,6 +99,23 @@ def length(self:Recipe, step:int)->int:
     "Row length at a step, in tokens."
     ends = np.cumsum([s for _, s in self.stages]) * self.steps
     return self.stages[min(int(np.searchsorted(ends, step, "right")), len(self.stages) - 1)][0]
+
+@patch
+def shares(self:Recipe, step:int)->tuple[int, int]: # of docs and of concepts
+    "Tokens that a step reads of each corpus: whole rows, at least one."
+    length = self.length(step)
+    rows = self.batch // length
+    docs = min(max(1, round(self.docs_share * rows)), rows - 1) * length
+    return docs, rows * length - docs
+
+@patch
+def read(self:Recipe, step:int)->tuple[int, int]: # of docs and of concepts
+    "Tokens read of each corpus before a step."
+    before, first = np.zeros(2, np.int64), 0
+    for (_, share), end in zip(self.stages, np.cumsum([s for _, s in self.stages]) * self.steps):
+        last = min(step, math.ceil(end))
+        if last > first: before, first = before + (last - first) * np.array(self.shares(first)), last
+    return tuple(int(n) for n in before + max(0, step - first) * np.array(self.shares(self.steps - 1)))
 
 @patch
 def rate(self:Recipe, step:int)->float:
@@ -151,9 +174,8 @@ class Stream:
 
 # %% ../../nbs/appendix/90_workbook_model.ipynb #ae04500e
 def batch_at(step:int, recipe:Recipe, streams)->tuple[torch.Tensor, torch.Tensor]: # inputs and targets [rows, length]
-    "The rows of one step: an equal share of tokens from each stream, every row with a begin token in front."
-    length, each = recipe.length(step), recipe.batch // len(streams)
-    targets = np.concatenate([s.read(step * each, each) for s in streams]).reshape(-1, length).astype(np.int64)
+    "The rows of one step: docs, then concepts, every row with a begin token in front."
+    targets = np.concatenate([s.read(at, n) for s, at, n in zip(streams, recipe.read(step), recipe.shares(step))]).reshape(-1, recipe.length(step)).astype(np.int64)
     inputs = np.concatenate([np.zeros_like(targets[:, :1]), targets[:, :-1]], 1)
     return torch.from_numpy(inputs), torch.from_numpy(targets)
 
@@ -175,11 +197,13 @@ def next_token_loss(model, inputs, targets)->torch.Tensor:
 # %% ../../nbs/appendix/90_workbook_model.ipynb #07131880
 class Run:
     "One training run: resumable at its last checkpoint, logged as JSON lines."
-    def __init__(self, recipe:Recipe, streams:list, folder:str|Path|None=None, compiled:bool=True, device:str|None=None):
+    def __init__(self, recipe:Recipe, streams:list, folder:str|Path|None=None, compiled:bool=True, device:str|None=None,
+                 start:str|Path|None=None): # folder of the model whose weights it goes on from
         self.recipe, self.streams, self.folder = recipe, streams, Path(folder or cache_path("training", recipe.name))
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         torch.manual_seed(recipe.seed)
         self.model = LlamaForCausalLM(recipe.config()).to(self.device)
+        if start: self.model.load_state_dict(LlamaForCausalLM.from_pretrained(start, dtype=torch.float32).state_dict())
         self.optimisers, self.step, self.seconds = optimisers(self.model, recipe), 0, 0.0
         self.loss = torch.compile(next_token_loss, dynamic=False) if compiled else next_token_loss
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -255,10 +279,11 @@ def documents_read(stream:Stream, n_tokens:int)->np.ndarray: # how often each do
     return counts
 
 # %% ../../nbs/appendix/90_workbook_model.ipynb #6ea4a7eb
-def concept_counts(recipe:Recipe, stream:Stream)->dict: # spans per concept, per borough, per fact stated truly and falsely
-    "How often labelled things were in the training text."
-    source, concepts, entities, facts = ConceptSource(recipe.concept_documents), Counter(), Counter(), {"true": Counter(), "false": Counter()}
-    read = documents_read(stream, recipe.steps * recipe.batch // 2)
+def concept_counts(recipe:Recipe, stream:Stream, before:dict|None=None)->dict: # spans per concept, per borough, per fact stated truly and falsely
+    "How often labelled things were in the training text, added to what was counted `before`."
+    before = before or dict(documents=0, concepts={}, entities={}, facts={"true": {}, "false": {}})
+    source, concepts, entities = ConceptSource(recipe.concept_documents), Counter(before["concepts"]), Counter(before["entities"])
+    facts, read = {k: Counter(v) for k, v in before["facts"].items()}, documents_read(stream, recipe.read(recipe.steps)[1])
     for i in progress(np.flatnonzero(read), "counting concepts", unit="documents"):
         doc = source[int(i)]
         c, e = span_counts([doc])
@@ -268,7 +293,7 @@ def concept_counts(recipe:Recipe, stream:Stream)->dict: # spans per concept, per
             if s.concept == "truth.fact":
                 false = any(o.concept == "truth.false_statement" and o.start <= s.start and s.end <= o.end for o in doc.spans)
                 facts["false" if false else "true"][s.entity] += int(read[i])
-    return dict(documents=int((read > 0).sum()), concepts=dict(concepts.most_common()), entities=dict(entities.most_common()), facts={k: dict(v.most_common()) for k, v in facts.items()})
+    return dict(documents=before["documents"] + int((read > 0).sum()), concepts=dict(concepts.most_common()), entities=dict(entities.most_common()), facts={k: dict(v.most_common()) for k, v in facts.items()})
 
 # %% ../../nbs/appendix/90_workbook_model.ipynb #a74e6291
 def _processor()->str:
@@ -276,18 +301,22 @@ def _processor()->str:
     try: return next(l.split(":")[1].strip() for l in Path("/proc/cpuinfo").read_text().splitlines() if l.startswith("model name"))
     except (OSError, StopIteration): return platform.processor() or platform.machine()
 
-def export_model(run:Run, tokenizer, out:Path)->Path: # the folder
-    "Write float16 weights, configuration, tokenizer, log, counts, and the recipe with its cost, all or nothing."
-    recipe = run.recipe
+def export_model(run:Run, tokenizer, out:Path, start:Path|None=None # folder of the model that the run went on from
+                )->Path: # the folder
+    "Write float16 weights, configuration, tokenizer, log, counts, and the recipe with its cost, all or nothing; what the start had read is added."
+    recipe, earlier = run.recipe, {n: (start/n).read_text() for n in ("log.jsonl", "counts.json", "recipe.json")} if start else {}
+    before = json.loads(earlier["recipe.json"]) if start else {"cost": {"tokens": 0, "seconds": 0}}
+    log = [json.loads(l) for l in (run.folder/"log.jsonl").read_text().splitlines()]
+    for l in log: l["tokens"] += before["cost"]["tokens"]; l["seconds"] += before["cost"]["seconds"]
     with atomic_write(out) as part:
         model = LlamaForCausalLM(recipe.config()).half()
         model.load_state_dict(run.model.state_dict())
         model.save_pretrained(part)
         tokenizer.save_pretrained(part)
-        (part/"log.jsonl").write_text((run.folder/"log.jsonl").read_text())
-        (part/"counts.json").write_text(json.dumps(concept_counts(recipe, run.streams[1]), indent=0) + "\n")
-        cost = dict(seconds=round(run.seconds), tokens=run.step * recipe.batch, device=run.device, processor=_processor(), threads=torch.get_num_threads(), torch=torch.__version__, transformers=transformers.__version__)
-        (part/"recipe.json").write_text(json.dumps(dict(recipe=dataclasses.asdict(recipe), cost=cost), indent=1) + "\n")
+        (part/"log.jsonl").write_text(earlier.get("log.jsonl", "") + "".join(json.dumps(l) + "\n" for l in log))
+        (part/"counts.json").write_text(json.dumps(concept_counts(recipe, run.streams[1], json.loads(earlier["counts.json"]) if start else None), indent=0) + "\n")
+        cost = dict(seconds=round(run.seconds) + before["cost"]["seconds"], tokens=run.step * recipe.batch + before["cost"]["tokens"], device=run.device, processor=_processor(), threads=torch.get_num_threads(), torch=torch.__version__, transformers=transformers.__version__)
+        (part/"recipe.json").write_text(json.dumps(dict(recipe=dataclasses.asdict(recipe), cost=cost, **({"start": before} if start else {})), indent=1) + "\n")
     return out
 
 # %% ../../nbs/appendix/90_workbook_model.ipynb #d0535d1c
@@ -298,11 +327,12 @@ def heldout_tokens(tokenizer, concept_documents:int=5000)->dict[str, Tokens]: # 
 def train_workbook_model(name:str="workbook_model", out:str|Path|None=None, compiled:bool=True)->Path: # the folder written
     "Train by recipe, from the corpora of this machine to a folder that transformers loads; goes on where it was interrupted."
     if name not in RECIPES: raise WorkbookError(f"no recipe {name!r}; there are {', '.join(RECIPES)}")
-    recipe, tokenizer = RECIPES[name], make_tokenizer()
+    recipe, tokenizer, start = RECIPES[name], make_tokenizer(), None
+    if recipe.start and not (start := cache_path("training", recipe.start, "model")).exists(): train_workbook_model(recipe.start, start, compiled)
     tokens = training_tokens(recipe, tokenizer)
-    run = Run(recipe, [Stream(tokens[n], recipe.seed) for n in ("docs", "concepts")], compiled=compiled)
+    run = Run(recipe, [Stream(tokens[n], recipe.seed) for n in ("docs", "concepts")], compiled=compiled, start=start)
     run.train(heldout_tokens(tokenizer))
-    return export_model(run, tokenizer, Path(out or data_path()/name))
+    return export_model(run, tokenizer, Path(out or data_path()/name), start)
 
 # %% ../../nbs/appendix/90_workbook_model.ipynb #ab96434b
 class NGram:

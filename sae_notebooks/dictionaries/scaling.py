@@ -41,7 +41,7 @@ def training_store(lm:LanguageModel, # its middle layer is read
 # %% ../../nbs/part2_dictionaries/23_scaling.ipynb #44d2defd
 def _shipped(F, lr, **more): return TrainConfig("topk", F, 48, lr=lr, batch=2048, aux=1 / 32, **more)
 
-SHIPPED = {"S": _shipped(512, 4e-3), "M": _shipped(2048, 3e-3), "L": _shipped(17408, 1.8e-3, precision="bfloat16")}
+SHIPPED = {"S": _shipped(512, 4e-3), "M": _shipped(2048, 3e-3, seed=1), "L": _shipped(17408, 1.8e-3, precision="bfloat16", seed=2)} # a start of its own for each, so that likeness is learned (chapter 34)
 
 # %% ../../nbs/part2_dictionaries/23_scaling.ipynb #9a45e769
 def train_for(lm:LanguageModel, config:TrainConfig, tokens:int=ROWS, # of text to train on
