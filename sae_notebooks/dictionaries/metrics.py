@@ -480,7 +480,7 @@ def _incidence(names, entries, unit, n_units):
 
 # %% ../../nbs/part2_dictionaries/22_metrics.ipynb #3c34b8a1
 class Collected(NamedTuple):
-    "What the parts of the model say about each unit: the maximum over its tokens, and for the probe the mean."
+    "What the parts of the model say about each unit: the maximum over its tokens, or the mean, and for the probe the mean."
     features: Columns # by unit
     tokens: Columns|None # by token
     neurons: np.ndarray # float32 [units, 2 · neurons]: each neuron, then each neuron's negative
@@ -494,20 +494,22 @@ class _Pool:
         self.top.scatter_reduce_(0, u[:, None].expand(-1, 2 * x.shape[1]), torch.cat([x, -x], 1), "amax")
         self.total.index_add_(0, u, x); self.count.index_add_(0, u, torch.ones(len(x), 1))
 
-def _pooled_entries(unit, feature, value, n_features):
-    "The maximum of each (unit, feature)."
+def _pooled_entries(unit, feature, value, n_features, pool="max"):
+    "The maximum, or the sum, of each (unit, feature)."
     key = unit * n_features + feature
     order = np.argsort(key, kind="stable")
     first = np.flatnonzero(np.diff(key[order], prepend=-1))
-    return key[order][first] // n_features, key[order][first] % n_features, np.maximum.reduceat(value[order], first) if len(first) else value
+    return key[order][first] // n_features, key[order][first] % n_features, (np.maximum if pool == "max" else np.add).reduceat(value[order], first) if len(first) else value
 
 # %% ../../nbs/part2_dictionaries/22_metrics.ipynb #2975704d
 @torch.no_grad()
 def collect(lm:LanguageModel, corpus:Corpus, text:LabelledText, # labels of the first documents of the corpus
             saes:dict, # name → dictionary, all of one site
-            by_token:bool=True, neurons:bool=True # also the strict token level; also the layer's MLP neurons
+            by_token:bool=True, neurons:bool=True, # also the strict token level; also the layer's MLP neurons
+            pool:str="max" # a unit's score: "max", the greatest of its tokens', or "mean"
            )->dict: # name → `Collected`
     "Run the documents once, and pool every dictionary's features over units."
+    if pool not in ("max", "mean"): raise WorkbookError(f"pool {pool!r}: use 'max' or 'mean'")
     site = as_site(next(iter(saes.values())).meta.get("site") or lm.middle)
     sites, U, pools, parts = [site] + ([Site("mlp_neurons", site.layer)] if neurons else []), len(text.document), {}, {k: [] for k in saes}
     for p in progress(list(sequence_batches(lm, corpus.but(limit=max(text.start) + 1), math.inf)), "reading", unit="batches"):
@@ -520,17 +522,19 @@ def collect(lm:LanguageModel, corpus:Corpus, text:LabelledText, # labels of the 
         x = acts[site][torch.from_numpy(keep)].float()
         for name, sae in saes.items():
             c = sae.encode(x); r = c.rows().cpu().numpy(); f, v = c.indices.cpu().numpy().astype(np.int64), c.values.cpu().numpy()
-            parts[name].append((_pooled_entries(u[r], f, v, sae.n_features), (at[r], f, v) if by_token else None))
-    return {name: _collected(parts.pop(name), pools, sites, text, sae.n_features) for name, sae in saes.items()}
+            parts[name].append((_pooled_entries(u[r], f, v, sae.n_features, pool), (at[r], f, v) if by_token else None))
+    return {name: _collected(parts.pop(name), pools, sites, text, sae.n_features, pool) for name, sae in saes.items()}
 
-def _collected(parts, pools, sites, text, F_):
+def _collected(parts, pools, sites, text, F_, pool):
     join = lambda k: [np.concatenate([p[k][i] for p in parts]) for i in range(3)]
     real = np.cumsum(text.unit >= 0) - 1 # special tokens are no rows
     by_token = None
     if parts[0][1] is not None: at, f, v = join(1); by_token = columns(real[at], f, v, int((text.unit >= 0).sum()), F_)
-    top = [pools[s].top.numpy() if s in pools else None for s in reversed(sites)] if len(sites) == 2 else [None, pools[sites[0]].top.numpy()]
-    mean = pools[sites[0]]; mean = (mean.total / mean.count.clamp_min(1)).numpy()
-    return Collected(columns(*_pooled_entries(*join(0), F_), len(text.document), F_), by_token, *top, mean)
+    means = [(p.total / p.count.clamp_min(1)).numpy() for p in (pools[s] for s in sites)] # of the site, and of the neurons
+    tops = [pools[s].top.numpy() if pool == "max" else np.concatenate([m, -m], 1) for s, m in zip(sites, means)]
+    u, f, v = _pooled_entries(*join(0), F_, pool)
+    if pool == "mean": v = v / np.bincount(text.unit[text.unit >= 0], minlength=len(text.document))[u]
+    return Collected(columns(u, f, v, len(text.document), F_), by_token, tops[1] if len(tops) == 2 else None, tops[0], means[0])
 
 # %% ../../nbs/part2_dictionaries/22_metrics.ipynb #c5e4ce24
 def linear_probe(x:np.ndarray, # [n, d]
