@@ -60,16 +60,21 @@ def sparsify(x, F, k, batch, rate, seed):
         yield run
 
 
-def dictionary_learning(x, F, k, batch, rate, seed):
+def dense(sae):
+    "How a dictionary with dense codes is judged."
     import torch
+    def run(y):
+        f = [sae.encode(p) for p in y.split(2048)]
+        return torch.cat([sae.decode(p) for p in f]), torch.cat([p.nonzero()[:, 1] for p in f])
+    return run
+
+
+def dictionary_learning(x, F, k, batch, rate, seed):
     from dictionary_learning.trainers.top_k import TopKTrainer
     steps = len(x) // batch
     t = TopKTrainer(steps=steps, activation_dim=x.shape[1], dict_size=F, k=k, layer=0, lm_name="none", lr=rate, device="cpu", warmup_steps=steps // 20, decay_start=int(0.8 * steps), threshold_start_step=steps, seed=seed)
     t.dead_feature_threshold = 100_000 # its 10 million rows would never be reached here
-    def run(y):
-        f = [t.ae.encode(p) for p in y.split(2048)]
-        return torch.cat([t.ae.decode(p) for p in f]), torch.cat([p.nonzero()[:, 1] for p in f])
-    for i, part in enumerate(x[:steps * batch].split(batch)): t.update(i, part); yield run
+    for i, part in enumerate(x[:steps * batch].split(batch)): t.update(i, part); yield dense(t.ae)
 
 
 def saelens(x, F, k, batch, rate, seed):
@@ -81,10 +86,7 @@ def saelens(x, F, k, batch, rate, seed):
     steps = len(x) // batch
     sae = TopKTrainingSAE(TopKTrainingSAEConfig(d_in=x.shape[1], d_sae=F, k=k))
     t = SAETrainer(SAETrainerConfig(total_training_samples=steps * batch, train_batch_size_samples=batch, lr=rate, lr_end=rate / 10, lr_warm_up_steps=steps // 20, lr_decay_steps=steps // 5, dead_feature_window=100_000 // batch), sae, iter([]))
-    def run(y):
-        f = [sae.encode(p) for p in y.split(2048)]
-        return torch.cat([sae.decode(p) for p in f]), torch.cat([p.nonzero()[:, 1] for p in f])
-    for part in x[:steps * batch].split(batch): t.step(part); yield run
+    for part in x[:steps * batch].split(batch): t.step(part); yield dense(sae)
 
 
 TRAINERS = {"ours": ours, "eai-sparsify": sparsify, "dictionary-learning": dictionary_learning, "sae-lens": saelens}
@@ -118,7 +120,7 @@ def seconds_to(curve, level, clock):
 
 
 def figures(trainers, clock="cpu"):
-    "Explained variance over the best peer's, dead features, and the time to what the slowest learner of the peers, and the best of them, end with."
+    "Explained variance over the best peer's, dead features, and the time to the level that all trainers reach, and to that of the best peer, as shares of the fastest peer's."
     from statistics import mean
     ev = {n: mean(r["explained_variance"] for r in t["runs"]) for n, t in trainers.items()}
     out, peers = {"dead": mean(r["dead"] for r in trainers["ours"]["runs"])}, [n for n in trainers if n != "ours"]
@@ -138,12 +140,14 @@ def main():
     for name, default in (("tokens", 400_000), ("tune-tokens", 400_000), ("seeds", 3), ("features", 2048), ("k", 32), ("batch", 512), ("threads", 1)): p.add_argument("--" + name, type=int, default=default, help=f"default {default}")
     p.add_argument("--trainer", action="append", choices=list(TRAINERS)); p.add_argument("--json")
     a = p.parse_args()
+    if min(a.tokens, a.tune_tokens) < a.batch: p.error(f"--tokens {a.tokens} and --tune-tokens {a.tune_tokens} must be at least one batch of {a.batch}")
     import torch
     torch.set_num_threads(a.threads)
     train, val, test = activations(a.tokens)
     mean = train.mean(0); scale = (train.shape[1] / (train - mean).square().sum(1).mean()).sqrt()
     train, val, test = ((r - mean) * scale for r in (train, val, test))
     file = Path(a.json) if a.json else None
+    record = json.loads(file.read_text()) if file and file.exists() else dict(trainers={})
     for name in a.trainer or list(TRAINERS):
         f, tuned, runs = TRAINERS[name], {}, []
         few, steps = train[:a.tune_tokens], len(train) // a.batch
@@ -154,7 +158,6 @@ def main():
         for seed in range(1, a.seeds + 1):
             run, cpu, wall, curve = course(f(train, a.features, a.k, a.batch, rate, seed), steps, val[::4], a.features)
             runs.append(dict(seed=seed, rate=rate, wall=wall, cpu=cpu, **judge(run, test, a.features), curve=curve)); print(name, {k: v for k, v in runs[-1].items() if k != "curve"}, flush=True)
-        record = json.loads(file.read_text()) if file and file.exists() else dict(trainers={})
         record["trainers"][name] = dict(tuning={str(r): v for r, v in tuned.items()}, runs=runs)
         if "ours" in record["trainers"]: record["figures"] = figures(record["trainers"])
         record |= dict(settings={k: v for k, v in vars(a).items() if k not in ("json", "trainer")}, versions={q: version(q) for q in ("torch", "sae-lens", "dictionary-learning", "eai-sparsify")})
