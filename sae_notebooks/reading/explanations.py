@@ -380,10 +380,11 @@ def ask_name(active:list, silent:list)->list:
 _told = re.compile(r"\b(?:score|rating|answer|grade|mark)\b[^\w-]{0,12}(?:is|of|would be)?[^\w-]{0,6}(-?[0-9]+(?:\.[0-9]+)?)", re.I)
 _digits = {w: str(i) for i, w in enumerate(("zero", "one", "two", "three"))} | {"no": "0", "yes": "1"}
 
+def _spoken(reply): return re.sub(r"<think>.*?(</think>|$)", " ", reply, flags=re.S) # without what a model thinks aloud
+
 def parse_number(reply:str, most:int=3)->int: # 0…most
     "The one whole number from 0 to `most` that a reply names; raises `WorkbookError` with the reply if there is none, or no single one."
-    text = re.sub(r"<think>.*?(</think>|$)", " ", reply, flags=re.S)
-    text = re.sub(rf"\b0\s*(?:-|–|…|to|through)\s*{most}\b|(?:/|\bout of)\s*{most}\b", " ", text, flags=re.I) # "on a scale of 0 to 3", "2/3"
+    text = re.sub(rf"\b0\s*(?:-|–|…|to|through)\s*{most}\b|(?:/|\bout of)\s*{most}\b", " ", _spoken(reply), flags=re.I) # "on a scale of 0 to 3", "2/3"
     plain = text.strip(" \t\n.*_`\"'!#[](){}").lower()
     said = [_digits[plain]] if plain in _digits else _told.findall(text) or re.findall(r"(?<![\w.])-?[0-9]+(?:\.[0-9]+)?(?!\w)", text)
     numbers = {float(n) for n in said}
@@ -393,7 +394,7 @@ def parse_number(reply:str, most:int=3)->int: # 0…most
 
 def parse_name(reply:str, longest:int=120)->str:
     "The name in a reply: the line after NAME:, or else its only or last line; raises `WorkbookError` for an empty one."
-    text = re.sub(r"<think>.*?(</think>|$)", " ", reply, flags=re.S)
+    text = _spoken(reply)
     told = re.findall(r"\bname\W*:(.*)", text, re.I)
     lines = [l.strip(" \t*_`\"'“”#>-") for l in (told[-1] if told else text).splitlines()]
     name = next((l for l in reversed(lines) if l), "")

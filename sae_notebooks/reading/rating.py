@@ -14,7 +14,7 @@ import pandas as pd
 
 from ..core import WorkbookError
 from .examples import Html, coloured, shown
-from .explanations import RUBRIC, Agreement, Context, Judge, Material, Name, weighted_kappa
+from .explanations import RUBRIC, Agreement, Context, Judge, Material, Name, across, weighted_kappa
 
 # %% ../../nbs/part3_reading/32a_rating.ipynb #2b47ba3c
 from fastcore.basics import patch
@@ -22,7 +22,7 @@ from fastcore.basics import patch
 # %% ../../nbs/part3_reading/32a_rating.ipynb #9a50c923
 def sheet_items(m:Material, name:Name|str, active:int=10, silent:int=5)->list[tuple]: # (name, context)
     "A feature's contexts to rate: active ones across its range, and controls."
-    pick = lambda cs, n: [cs[i] for i in np.unique(np.linspace(0, len(cs) - 1, min(n, len(cs))).round().astype(int))] if n else []
+    pick = lambda cs, n: [cs[i] for i in across(np.array([c.value for c in cs]), n)]
     return [(name, c) for c in pick(m.judging, active) + pick(m.judging_silent, silent)]
 
 def item_id(name, c:Context)->str: # 16 hexadecimal digits
