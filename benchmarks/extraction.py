@@ -48,12 +48,12 @@ def plain_loop(lm, rows, folder, early=False):
 
 
 def saelens(model_folder, rows, layer, width, folder):
-    """SAELens' CacheActivationsRunner, built before the clock starts; it shuffles the order of whole contexts."""
+    """SAELens' CacheActivationsRunner, built before the clock starts; it shuffles the order of whole contexts. Without a dtype it would compute in the weights' own, here fp16."""
     from datasets import Dataset
     from sae_lens import CacheActivationsRunner, CacheActivationsRunnerConfig
     batches = len(rows) // BATCH
     in_buffer = next(b for b in (4, 3, 5, 2, 1) if batches % b == 0)
-    config = CacheActivationsRunnerConfig(dataset_path="documents", model_name=str(model_folder), model_class_name="AutoModelForCausalLM", hook_name=f"model.layers.{layer}", d_in=width,
+    config = CacheActivationsRunnerConfig(dataset_path="documents", model_name=str(model_folder), model_class_name="AutoModelForCausalLM", model_from_pretrained_kwargs=dict(dtype="float32"), hook_name=f"model.layers.{layer}", d_in=width,
         model_batch_size=BATCH, context_size=CONTEXT, training_tokens=batches * BATCH * CONTEXT, buffer_size_gb=(in_buffer + 0.5) * BATCH * CONTEXT * width * 4 / 1e9,
         new_cached_activations_path=str(folder), dtype="float32", device="cpu", streaming=False, prepend_bos=False, shuffle=True)
     runner = CacheActivationsRunner(config, override_dataset=Dataset.from_dict({"input_ids": rows[:batches * BATCH]}))
@@ -187,7 +187,7 @@ def main():
     p = parser(__doc__.splitlines()[0]); p.set_defaults(repeats=3)
     p.add_argument("--preset", default="workbook")
     p.add_argument("--tokens", type=int, default=300_000)
-    p.add_argument("--memory-base", type=int, default=40_000, help="tokens of the 1× run of the memory measurement; 0 leaves it out")
+    p.add_argument("--memory-base", type=int, default=80_000, help="tokens of the 1× run of the memory measurement (more than one group between commits holds); 0 leaves it out")
     p.add_argument("--peers-python", default=None, help="interpreter that has sae-lens")
     p.add_argument("--only", nargs="*", default=None, help="competitors whose names contain one of these")
     p.add_argument("--memory-only", action="store_true", help="measure memory, and add it to the JSON file of an earlier run")

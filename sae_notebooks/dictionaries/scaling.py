@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['CORPUS', 'ROWS', 'SHIPPED', 'WIDTHS', 'TOKENS', 'BATCH', 'LLAMA_HALF', 'training_store', 'train_for', 'train_shipped',
-           'results_path', 'measure', 'runs', 'lr_rule', 'read_table', 'sweep', 'Law', 'fit_law', 'bootstrap_laws',
-           'predict', 'SparseLaw', 'fit_sparse_law', 'flops_per_token', 'compute_optimal', 'Device', 'plan',
-           'scaled_tokens']
+           'results_path', 'minilm_sae', 'measure', 'runs', 'lr_rule', 'read_table', 'sweep', 'Law', 'fit_law',
+           'bootstrap_laws', 'predict', 'SparseLaw', 'fit_sparse_law', 'flops_per_token', 'compute_optimal', 'Device',
+           'plan', 'scaled_tokens']
 
 # %% ../../nbs/part2_dictionaries/23_scaling.ipynb #dfa8261e
 import dataclasses, json, math, time
@@ -16,11 +16,12 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import torch
+from filelock import FileLock
 from scipy.optimize import least_squares
 
 from ..core import WorkbookError, atomic_write, cache_path, data_path
 from .metrics import evaluate
-from .sae import SAE
+from .sae import SAE, load_sae
 from .training import TrainConfig, train
 from ..extraction.activations import Store, extract, fingerprint
 from ..extraction.corpus import open_corpus
@@ -70,6 +71,17 @@ def train_shipped(name:str, # S, M or L
 # %% ../../nbs/part2_dictionaries/23_scaling.ipynb #f75324e1
 def results_path(name:str="scaling.json")->Path: # in benchmarks/results of the repository
     return data_path("workbook_model").parents[1]/"benchmarks"/"results"/name
+
+# %% ../../nbs/part2_dictionaries/23_scaling.ipynb #a3c10002
+def minilm_sae(features:int=1024, tokens:int=100_000, # of text to train on
+               lm:LanguageModel|None=None # MiniLM, if it is loaded already
+              )->SAE: # TopK with 32 active features
+    "A dictionary for MiniLM's middle layer, trained on the first call and kept in the cache; raises `WorkbookError` where MiniLM's package is missing."
+    lm = lm or load_model("minilm")
+    folder = cache_path("saes", f"minilm-{fingerprint(lm)[:8]}-{features}-{tokens}")
+    with FileLock(str(folder) + ".lock"):
+        if not folder.exists(): train_for(lm, TrainConfig("topk", features, 32, lr=3e-3, batch=512), tokens, 20_000).save(folder)
+    return load_sae(folder)
 
 # %% ../../nbs/part2_dictionaries/23_scaling.ipynb #7f59d461
 def measure(sae:SAE, x:torch.Tensor # [n, d] held-out activations

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import safetensors, safetensors.torch, torch, transformers
+import safetensors, safetensors.torch, torch, torch.nn.functional as F, transformers
+from torch.overrides import TorchFunctionMode
 
 from ..core import WorkbookError, atomic_write, progress
 from .corpus import Corpus
@@ -197,24 +198,58 @@ def _chunks(model, w, read, chunk, before):
         if len(p.index): yield p._replace(acts=acts)
 
 # %% ../../nbs/part1_extraction/12_activations.ipynb #e1c94d73
+class _Kept(threading.local):
+    "Of the pass under way in this thread: the flat indices of the rows that are kept (None: all), what is done to the last block's attention while it runs, and the shape of its MLP's input."
+    index = attention = shape = None
+
+def _few_queries(attend, index, query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, **kwargs):
+    "Attention for the rows `index` of the flattened queries; zeros for the others."
+    (batch, heads, length, _), d = query.shape, index.device
+    row, place = index // length, index % length
+    counts = torch.bincount(row, minlength=batch); most = int(counts.max())
+    if 3 * most > length: return attend(query, key, value, attn_mask=attn_mask, dropout_p=dropout_p, is_causal=is_causal, **kwargs) # little to gain
+    slot = torch.arange(len(index), device=d) - (counts.cumsum(0) - counts)[row]
+    picked = torch.zeros(batch, most, dtype=torch.long, device=d).index_put_((row, slot), place)
+    if is_causal: attn_mask = (torch.arange(key.shape[2], device=d) <= picked[:, :, None])[:, None]
+    elif attn_mask is not None and attn_mask.shape[-2] > 1:
+        attn_mask = attn_mask.expand(batch, *attn_mask.shape[1:]); attn_mask = attn_mask.gather(2, picked[:, None, :, None].expand(-1, attn_mask.shape[1], -1, attn_mask.shape[3]))
+    out = query.new_zeros(batch, heads, length, value.shape[3])
+    if most: out[row, :, place] = attend(query.gather(2, picked[:, None, :, None].expand(-1, heads, -1, query.shape[3])), key, value, attn_mask=attn_mask, dropout_p=dropout_p, **kwargs)[row, :, slot]
+    return out
+
+class _FewQueries(TorchFunctionMode):
+    "While it lasts, attention in this thread is computed for the rows `index` only."
+    def __init__(self, index): super().__init__(); self.index = index
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is F.scaled_dot_product_attention: return _few_queries(func, self.index, *args, **(kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+# %% ../../nbs/part1_extraction/12_activations.ipynb #5ca7be02
 @contextmanager
 def _some_rows(model, sites):
-    "While it lasts, `rows.index` (flat, of this thread's pass) says which rows the last block's MLP sees; None: all. Yields None if the sites need them all."
-    last = max(sites, key=model._depth); mlp = getattr(model.blocks[last.layer], "mlp", None)
+    "While it lasts, `kept.index` says which rows the last block is computed for. Yields None if the sites need them all."
+    last = max(sites, key=model._depth); block = model.blocks[last.layer]; mlp = getattr(block, "mlp", None)
     if last.kind != "resid_post" or not isinstance(mlp, torch.nn.Module) or any(s.kind.startswith("mlp") and s.layer == last.layer for s in sites): yield None; return
-    rows = threading.local()
+    kept = _Kept()
+    def leave(*_):
+        if kept.attention: kept.attention.__exit__(None, None, None)
+        kept.attention = None
+    def enter(*_):
+        leave() # after a pass that failed
+        if kept.index is not None: kept.attention = _FewQueries(kept.index); kept.attention.__enter__()
     def gather(_, args):
-        if (index := getattr(rows, "index", None)) is None or len(args) != 1: return None
-        rows.shape = args[0].shape
-        return (args[0].flatten(0, 1)[index][None],)
+        leave()
+        if kept.index is None or len(args) != 1: return None
+        kept.shape = args[0].shape
+        return (args[0].flatten(0, 1)[kept.index][None],)
     def scatter(_, args, out):
-        if getattr(rows, "shape", None) is None: return None
+        if kept.shape is None: return None
         x = out[0] if isinstance(out, tuple) else out
-        full = x.new_zeros(rows.shape).flatten(0, 1).index_copy_(0, rows.index, x.flatten(0, -2)).view(rows.shape)
-        rows.shape = None
+        full = x.new_zeros(kept.shape).flatten(0, 1).index_copy_(0, kept.index, x.flatten(0, -2)).view(kept.shape)
+        kept.shape = None
         return (full, *out[1:]) if isinstance(out, tuple) else full
-    handles = mlp.register_forward_pre_hook(gather), mlp.register_forward_hook(scatter)
-    try: yield rows
+    handles = block.register_forward_pre_hook(enter), block.register_forward_hook(leave), mlp.register_forward_pre_hook(gather), mlp.register_forward_hook(scatter)
+    try: yield kept
     finally: [h.remove() for h in handles]
 
 # %% ../../nbs/part1_extraction/12_activations.ipynb #10dd83f2
@@ -238,8 +273,8 @@ def bytes_per_token(model:LanguageModel, widths)->int:
     return model.dtype.itemsize * (8 * model.width + 4 * neurons + 3 * sum(widths))
 
 def default_budget(model:LanguageModel, widths)->int:
-    "Tokens in a batch: a quarter of the free memory, at most 2048 on a CPU (whose caches hold no more) and 131072 on an accelerator."
-    most = 2048 if model.device.type == "cpu" else 131_072
+    "Tokens in a batch: a quarter of the free memory, at most 4096 on a CPU (more is no faster) and 131072 on an accelerator."
+    most = 4096 if model.device.type == "cpu" else 131_072
     fits = free_memory(model.device) // 4 // n_workers(model.device) // bytes_per_token(model, widths)
     return min(most, 2 ** max(8, int(math.log2(max(fits, 1)))))
 
@@ -414,6 +449,7 @@ class _Writer:
         self.state = s = _read_json(self.state_path) if self.state_path.exists() else fresh
         self.buckets = [_cut_to(self.work/f"{b}.bucket", n * self.record.itemsize) for b, n in enumerate(s["buckets"])]
         self.tables = {k: _cut_to(self.docs/f"{rank}.{k}", n) for k, n in (("table", s["documents"] * TABLE.itemsize), ("ids", s["ids"]), ("texts", s["texts"]))}
+        self.waiting = [] # rows to train on that are not in their buckets yet
         self.all = _cut_to(self._all_path(), max(0, s["tokens"] - s["base"] * SHARD) * self.record.itemsize) if settings["keep"] == "all" else None
 
     def _all_path(self): return self.work/f"{self.state['base']}.all"
@@ -444,7 +480,8 @@ def add(self:_Writer, rows, chosen, starts):
     "Write rows: `starts` are the first rows of the group's documents."
     if not len(rows): return
     if self.settings["keep"] == "all": self._add_all(rows, starts)
-    self._scatter(rows[chosen])
+    self.waiting.append(rows[chosen])
+    if sum(r.nbytes for r in self.waiting) >= 2 ** 23: self._scatter()
 
 @patch
 def _raw(self:_Writer, x, rows, site, names)->np.ndarray: # uint8 [n, width × bytes]
@@ -457,8 +494,10 @@ def _raw(self:_Writer, x, rows, site, names)->np.ndarray: # uint8 [n, width × b
 
 # %% ../../nbs/part1_extraction/12_activations.ipynb #486361b3
 @patch
-def _scatter(self:_Writer, rows):
-    "Append rows to the buckets that the leading bits of their keys name."
+def _scatter(self:_Writer):
+    "Append the waiting rows to the buckets that the leading bits of their keys name."
+    if not self.waiting: return
+    rows = np.concatenate(self.waiting); self.waiting.clear()
     bucket = (row_keys(rows["document"], rows["position"], self.settings["seed"]) >> np.uint64(64 - self._bits)).astype(np.int64) if self._bits else np.zeros(len(rows), np.int64)
     order = np.argsort(bucket, kind="stable")
     rows, ends = rows[order], np.cumsum(np.bincount(bucket, minlength=len(self.buckets)))
@@ -478,7 +517,8 @@ def _add_all(self:_Writer, rows, starts):
 # %% ../../nbs/part1_extraction/12_activations.ipynb #4e2047ad
 @patch
 def commit(self:_Writer, group):
-    "All rows of these documents are written: make it so."
+    "All rows of these documents have been added: make it so."
+    self._scatter()
     s, ends, ids, texts = self.state, np.empty(len(group), TABLE), [], []
     for d, e in zip(group, ends):
         ids.append(d.id.encode()); texts.append(zlib.compress(d.text.encode()) if self.settings["texts"] else b"")

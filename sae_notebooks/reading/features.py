@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BITS', 'TINY', 'PARTS', 'to_bits', 'from_bits', 'sae_fingerprint', 'Entry', 'entries', 'take_rows', 'feature_type',
            'token_type', 'transpose_files', 'write_store', 'build_store', 'FeatureStore', 'Activations', 'Stored',
-           'Hit', 'Hits', 'extreme', 'workbook_store']
+           'Hit', 'Hits', 'extreme', 'workbook_store', 'minilm_store']
 
 # %% ../../nbs/part3_reading/30_features.ipynb #04ab3022
 import hashlib, json, math, os, platform, shutil, zlib
@@ -19,6 +19,7 @@ from numba import njit
 
 from ..core import WorkbookError, cache_path, progress
 from ..dictionaries.sae import SAE, load_sae
+from ..dictionaries.scaling import minilm_sae
 from ..dictionaries.sparse import Codes, _transpose
 from ..extraction.activations import (DTYPES, TABLE, Documents, Passage, _agreed, _cut_to, _describe, _full_disk, _groups, _lock, _passes, _read_json,
     _replace, _write, around, bytes_per_token, default_budget, fingerprint, plan_batches, prefetch, special_ids, windows)
@@ -632,6 +633,17 @@ def workbook_store(size:str="M", # of the shipped SAEs: "S", "M" or "L"
     with FileLock(str(folder) + ".lock"):
         if (folder/"meta.json").exists(): return FeatureStore(folder, sae, lm)
         return build_store(sae, lm or load_model("workbook"), corpus, folder, tokens=tokens)
+
+# %% ../../nbs/part3_reading/30_features.ipynb #a3c30002
+def minilm_store(features:int=1024, tokens:int=50_000, # of held-out documentation and concept texts
+                 lm:LanguageModel|None=None # MiniLM, if it is loaded already
+                )->FeatureStore:
+    "A store of MiniLM's middle layer, made on the first call (which may train the dictionary first) and kept in the cache."
+    lm = lm or load_model("minilm"); sae, corpus = minilm_sae(features, lm=lm), open_corpus("docs+concepts:20000", split="heldout", seed=0)
+    folder = cache_path("features", f"minilm-{sae_fingerprint(sae)}-{tokens}")
+    with FileLock(str(folder) + ".lock"):
+        if (folder/"meta.json").exists(): return FeatureStore(folder, sae, lm)
+        return build_store(sae, lm, corpus, folder, tokens=tokens)
 
 # %% ../../nbs/part3_reading/30_features.ipynb #123675da
 @patch
