@@ -8,7 +8,7 @@ from pathlib import Path
 
 from common import version
 
-GRID = {"ours": (1.0, 2.0, 4.0), "eai-sparsify": (0.5, 1.0, 2.0), "dictionary-learning": (2e-3, 4e-3, 8e-3), "sae-lens": (1e-3, 2e-3, 4e-3)} # ours, sparsify: times its own rule
+GRID = {"ours": (1.0, 1.5, 2.0, 3.0), "eai-sparsify": (0.0625, 0.125, 0.25, 0.5), "dictionary-learning": (2e-3, 3e-3, 4e-3, 6e-3), "sae-lens": (2e-3, 3e-3, 4e-3, 6e-3)} # ours, sparsify: times its own rule
 
 
 def activations(tokens):

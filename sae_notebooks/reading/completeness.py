@@ -39,9 +39,10 @@ def last_token_features(store:FeatureStore, lm:LanguageModel, sae:SAE, prompts:l
     total, hit = np.zeros(store.n_features), np.zeros(store.n_features, np.int64)
     if not prompts: raise WorkbookError("no prompts: give at least one text that ends with the thing in question")
     for p in prompts:
-        if not p.strip(): raise WorkbookError(f"prompt {p!r} is empty")
-        codes = text_codes(lm, sae, lm.encode([p])[0].ids)
-        f, v = (a[codes.indptr[-2]:codes.indptr[-1]].numpy() for a in (codes.indices, codes.values))
+        e, = lm.encode([p]); last = np.flatnonzero(~e.special)[-1:] # an encoder's end token comes after it
+        if not p.strip() or not len(last): raise WorkbookError(f"prompt {p!r} is empty")
+        codes = text_codes(lm, sae, e.ids); on = slice(*codes.indptr[last[0]:last[0] + 2].tolist())
+        f, v = codes.indices[on].numpy(), codes.values[on].numpy()
         total[f] += -np.log10(share_above(store, f, v)) if by == "surprisal" else v; hit[f] += 1
     best = np.argsort(-total, kind="stable")[:n]
     return [dict(feature=int(f), prompts=int(hit[f]), score=total[f] / len(prompts)) for f in best if hit[f]]

@@ -269,7 +269,7 @@ class Matches(list):
 def strongest_tokens(store:FeatureStore, feature:int, n:int=3)->list[str]:
     "The commonest tokens among a feature's twenty strongest activations."
     tokens = [h.passage.token.strip() or h.passage.token for h in store.top(feature, 20, words=1)]
-    return sorted(set(tokens), key=lambda t: -tokens.count(t))[:n]
+    return sorted(dict.fromkeys(tokens), key=lambda t: -tokens.count(t))[:n] # of equals, the one found first
 
 # %% ../../nbs/part3_reading/36_search.ipynb #1b26cde5
 def combine(store:FeatureStore, evidence:list, n:int=10, examples:bool=True)->Matches:
