@@ -202,19 +202,21 @@ class _Kept(threading.local):
     "Of the pass under way in this thread: the flat indices of the rows that are kept (None: all), what is done to the last block's attention while it runs, and the shape of its MLP's input."
     index = attention = shape = None
 
-def _few_queries(attend, index, query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, **kwargs):
+def _few_queries(attend, index, query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, room:int=2**26, **kwargs): # entries of a mask
     "Attention for the rows `index` of the flattened queries; zeros for the others."
-    (batch, heads, length, _), d = query.shape, index.device
+    (batch, heads, length, _), keys, d = query.shape, key.shape[2], index.device
     row, place = index // length, index % length
     counts = torch.bincount(row, minlength=batch); most = int(counts.max())
     if 3 * most > length: return attend(query, key, value, attn_mask=attn_mask, dropout_p=dropout_p, is_causal=is_causal, **kwargs) # little to gain
     slot = torch.arange(len(index), device=d) - (counts.cumsum(0) - counts)[row]
     picked = torch.zeros(batch, most, dtype=torch.long, device=d).index_put_((row, slot), place)
-    if is_causal: attn_mask = (torch.arange(key.shape[2], device=d) <= picked[:, :, None])[:, None]
-    elif attn_mask is not None and attn_mask.shape[-2] > 1:
-        attn_mask = attn_mask.expand(batch, *attn_mask.shape[1:]); attn_mask = attn_mask.gather(2, picked[:, None, :, None].expand(-1, attn_mask.shape[1], -1, attn_mask.shape[3]))
-    out = query.new_zeros(batch, heads, length, value.shape[3])
-    if most: out[row, :, place] = attend(query.gather(2, picked[:, None, :, None].expand(-1, heads, -1, query.shape[3])), key, value, attn_mask=attn_mask, dropout_p=dropout_p, **kwargs)[row, :, slot]
+    out, size = query.new_zeros(batch, heads, length, value.shape[3]), max(1, room // (batch * keys))
+    for s in range(0, most, size): # one block, unless the text is very long
+        part, mine = picked[:, s:s + size], (slot >= s) & (slot < s + size)
+        take = lambda x: x.expand(batch, *x.shape[1:]).gather(2, part[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3]))
+        if is_causal: mask = (torch.arange(keys, device=d) <= part[:, :, None])[:, None]
+        else: mask = take(attn_mask) if attn_mask is not None and attn_mask.shape[-2] > 1 else attn_mask
+        out[row[mine], :, place[mine]] = attend(take(query), key, value, attn_mask=mask, dropout_p=dropout_p, **kwargs)[row[mine], :, slot[mine] - s]
     return out
 
 class _FewQueries(TorchFunctionMode):
