@@ -48,7 +48,7 @@ def last_token_features(store:FeatureStore, lm:LanguageModel, sae:SAE, prompts:l
     return [dict(feature=int(f), prompts=int(hit[f]), score=total[f] / len(prompts)) for f in best if hit[f]]
 
 # %% ../../nbs/part3_reading/35_completeness.ipynb #da85a7e6
-def _words(p): return set(re.findall(r"\w+", p.text[p.left:p.right]))
+def _words(p): return dict.fromkeys(re.findall(r"\w+", p.text[p.left:p.right])) # each once, in order: ties do not hang on a hash
 
 def background_words(store:FeatureStore, n:int=1500, words:int=3, seed:int=0)->Counter:
     "In how many of n random contexts each word occurs."

@@ -623,27 +623,27 @@ def coactive(self:FeatureStore, feature:int, n:int=10, most:int=2**16 # of the f
     return [dict(feature=int(f), together=float(both[f]), expected=float(own * self.counts[f] / self.text_tokens), jaccard=float(jaccard[f])) for f in best if both[f]]
 
 # %% ../../nbs/part3_reading/30_features.ipynb #34d42857
+def _kept_store(name, sae, preset, lm, tokens):
+    "A store of held-out documentation and concept texts in the cache; made if it is not there."
+    folder = cache_path("features", f"{name}-{sae_fingerprint(sae)}-{tokens}")
+    with FileLock(str(folder) + ".lock"):
+        if (folder/"meta.json").exists(): return FeatureStore(folder, sae, lm)
+        return build_store(sae, lm or load_model(preset), open_corpus("docs+concepts:20000", split="heldout", seed=0), folder, tokens=tokens)
+
 def workbook_store(size:str="M", # of the shipped SAEs: "S", "M" or "L"
                    tokens:int=200_000, # of held-out documentation and concept texts
                    lm:LanguageModel|None=None # the workbook model, if it is loaded already
                   )->FeatureStore:
     "The store that the chapters of this part read, made on the first call and kept in the cache."
-    sae, corpus = load_sae(size), open_corpus("docs+concepts:20000", split="heldout", seed=0)
-    folder = cache_path("features", f"{size}-{sae_fingerprint(sae)}-{tokens}")
-    with FileLock(str(folder) + ".lock"):
-        if (folder/"meta.json").exists(): return FeatureStore(folder, sae, lm)
-        return build_store(sae, lm or load_model("workbook"), corpus, folder, tokens=tokens)
+    return _kept_store(size, load_sae(size), "workbook", lm, tokens)
 
 # %% ../../nbs/part3_reading/30_features.ipynb #a3c30002
 def minilm_store(features:int=1024, tokens:int=50_000, # of held-out documentation and concept texts
                  lm:LanguageModel|None=None # MiniLM, if it is loaded already
                 )->FeatureStore:
     "A store of MiniLM's middle layer, made on the first call (which may train the dictionary first) and kept in the cache."
-    lm = lm or load_model("minilm"); sae, corpus = minilm_sae(features, lm=lm), open_corpus("docs+concepts:20000", split="heldout", seed=0)
-    folder = cache_path("features", f"minilm-{sae_fingerprint(sae)}-{tokens}")
-    with FileLock(str(folder) + ".lock"):
-        if (folder/"meta.json").exists(): return FeatureStore(folder, sae, lm)
-        return build_store(sae, lm, corpus, folder, tokens=tokens)
+    lm = lm or load_model("minilm")
+    return _kept_store("minilm", minilm_sae(features, lm=lm), "minilm", lm, tokens)
 
 # %% ../../nbs/part3_reading/30_features.ipynb #123675da
 @patch
