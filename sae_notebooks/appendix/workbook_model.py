@@ -74,6 +74,7 @@ class Recipe:
     docs_share: float = 0.5 # of the rows of a step; the other rows are concepts
     start: str = "" # recipe whose weights training goes on from; none begins at random weights
     stages: tuple = ((256, 0.90), (1024, 0.085), (4096, 0.015)) # row length, share of the steps
+    mixed: bool = False # stages in turns from the first step on, not one after the other
     muon_lr: float = 0.02 # hidden matrices
     adam_lr: float = 3e-3 # embeddings and norms
     warmup: int = 60
@@ -83,7 +84,7 @@ class Recipe:
 RECIPES = {r.name: r for r in (
     Recipe(name="workbook_model_start"),
     Recipe(name="workbook_model_middle", start="workbook_model_start", seed=2, concept_documents=300_000, docs_share=0.125, steps=2900, stages=((256, 0.93), (1024, 0.06), (4096, 0.01)), muon_lr=0.015, adam_lr=2e-3, decay=0.9),
-    Recipe(start="workbook_model_middle", seed=3, concept_documents=300_000, docs_share=0.25, steps=72, stages=((2048, 0.55), (4096, 0.45)), muon_lr=0.006, adam_lr=8e-4, warmup=6, decay=0.9),
+    Recipe(start="workbook_model_middle", seed=3, concept_documents=300_000, docs_share=0.094, steps=3200, stages=((256, 0.88), (1024, 0.09), (4096, 0.03)), mixed=True, muon_lr=0.015, adam_lr=2e-3, decay=0.9),
     Recipe(name="workbook_model_b", seed=1, hidden=192, layers=4, heads=3, kv_heads=1, mlp=512, steps=700))}
 
 # %% ../../nbs/appendix/90_workbook_model.ipynb #4a124fce
@@ -97,8 +98,8 @@ def config(self:Recipe)->LlamaConfig:
 @patch
 def length(self:Recipe, step:int)->int:
     "Row length at a step, in tokens."
-    ends = np.cumsum([s for _, s in self.stages]) * self.steps
-    return self.stages[min(int(np.searchsorted(ends, step, "right")), len(self.stages) - 1)][0]
+    at = (step + 1) * (5 ** .5 - 1) / 2 % 1 if self.mixed else step / self.steps # multiples of the golden section fill the unit interval evenly
+    return self.stages[min(int(np.searchsorted(np.cumsum([s for _, s in self.stages]), at, "right")), len(self.stages) - 1)][0]
 
 @patch
 def shares(self:Recipe, step:int)->tuple[int, int]: # of docs and of concepts
@@ -108,14 +109,13 @@ def shares(self:Recipe, step:int)->tuple[int, int]: # of docs and of concepts
     docs = min(max(1, round(self.docs_share * rows)), rows - 1) * length
     return docs, rows * length - docs
 
+@lru_cache(8)
+def _read(recipe:Recipe)->np.ndarray: return np.cumsum([(0, 0), *map(recipe.shares, range(recipe.steps))], 0) # [steps + 1, 2]
+
 @patch
 def read(self:Recipe, step:int)->tuple[int, int]: # of docs and of concepts
     "Tokens read of each corpus before a step."
-    before, first = np.zeros(2, np.int64), 0
-    for (_, share), end in zip(self.stages, np.cumsum([s for _, s in self.stages]) * self.steps):
-        last = min(step, math.ceil(end))
-        if last > first: before, first = before + (last - first) * np.array(self.shares(first)), last
-    return tuple(int(n) for n in before + max(0, step - first) * np.array(self.shares(self.steps - 1)))
+    return tuple(map(int, _read(self)[step]))
 
 @patch
 def rate(self:Recipe, step:int)->float:
