@@ -74,13 +74,13 @@ def results_path(name:str="scaling.json")->Path: # in benchmarks/results of the 
 
 # %% ../../nbs/part2_dictionaries/23_scaling.ipynb #a3c10002
 def minilm_sae(features:int=1024, tokens:int=100_000, # of text to train on
-               lm:LanguageModel|None=None # MiniLM, if it is loaded already
-              )->SAE: # TopK with 32 active features
+               lm:LanguageModel|None=None, # MiniLM, if it is loaded already
+               seed:int=0)->SAE: # TopK with 32 active features
     "A dictionary for MiniLM's middle layer, trained on the first call and kept in the cache; raises `WorkbookError` where MiniLM's package is missing."
     lm = lm or load_model("minilm")
-    folder = cache_path("saes", f"minilm-{fingerprint(lm)[:8]}-{features}-{tokens}")
+    folder = cache_path("saes", f"minilm-{fingerprint(lm)[:8]}-{features}-{tokens}-{seed}")
     with FileLock(str(folder) + ".lock"):
-        if not folder.exists(): train_for(lm, TrainConfig("topk", features, 32, lr=3e-3, batch=512), tokens, 20_000).save(folder)
+        if not folder.exists(): train_for(lm, TrainConfig("topk", features, 32, lr=3e-3, batch=512, seed=seed), tokens, 20_000).save(folder)
     return load_sae(folder)
 
 # %% ../../nbs/part2_dictionaries/23_scaling.ipynb #7f59d461

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['Codes', 'join', 'compiled', 'weighted_rows_torch', 'weighted_rows', 'dots_torch', 'dots', 'transpose',
-           'weighted_rows_triton', 'dots_triton', 'select_top', 'select_above', 'keep_entries', 'best_torch', 'best']
+           'weighted_rows_triton', 'dots_triton', 'select_top', 'top_of_product', 'select_above', 'keep_entries',
+           'best_torch', 'best']
 
 # %% ../../nbs/part2_dictionaries/20a_sparse.ipynb #f1950742
 import functools, types
@@ -327,6 +328,60 @@ def _top_torch(pre, k, margin=0.0):
     i, order = i.sort(dim=1)
     keep, v = keep.gather(1, order), v.gather(1, order)
     return Codes(F.pad(keep.sum(1).cumsum(0), (1, 0)), i[keep].int(), v[keep], pre.shape[1])
+
+# %% ../../nbs/part2_dictionaries/20a_sparse.ipynb #5a1e7c31
+@njit(nogil=True, cache=True)
+def _merge(z, offset, k, found, m, out, values, count, candidates):
+    "Keep the k largest of the `count` entries kept and the `m` found; returns how many, and the k-th."
+    t = np.float32(0)
+    if count + m > k:
+        for s in range(count): candidates[s] = values[s]
+        for s in range(m): candidates[count + s] = z[found[s]]
+        t = _kth(candidates, count + m, k)
+    strictly, q = 0, 0
+    for s in range(count): strictly += values[s] > t
+    for s in range(m): strictly += z[found[s]] > t
+    ties = k - strictly
+    for s in range(count + m): # in the order of the features: of equal entries the first stay
+        v = values[s] if s < count else z[found[s - count]]
+        if v > t or v == t and ties > 0:
+            ties -= v == t
+            out[q], values[q] = out[s] if s < count else offset + found[s - count], v
+            q += 1
+    return q, t
+
+@compiled
+def _gather_top(pre, bias, offset, k, columns, floor, out, values, count, T):
+    n, width = pre.shape
+    for c in prange(T):
+        found, candidates, top, z = np.empty(width + 1, np.int32), np.empty(k + width, np.float32), np.empty(columns, np.int32), np.empty(width, np.float32)
+        bits = z.view(np.int32)
+        for i in range(c * n // T, (c + 1) * n // T):
+            row = pre[i]
+            for j in range(width): z[j] = row[j] + bias[j]
+            t = floor[i:i + 1].view(np.int32)[0] if offset else _floor(bits, k, columns, top)
+            m = _scan(bits, np.int32(max(0, t - 1)), found)
+            count[i], floor[i] = _merge(z, offset, k, found, m, out[i], values[i], count[i], candidates)
+
+# %% ../../nbs/part2_dictionaries/20a_sparse.ipynb #5a1e7c32
+def top_of_product(x:torch.Tensor, # [n, d]
+                   W:torch.Tensor, # [m, d]
+                   k:int, bias:torch.Tensor, # [m]
+                   rows:int=1024, width:int=2048 # of a chunk
+                  )->Codes: # [n, m]
+    "The k largest positive entries of every row of x·Wᵀ + bias, in float32."
+    if x.device.type != "cpu": return join([select_top(torch.addmm(bias, part, W.T), k) for part in x.split(max(64, 2**24 // len(W)))])
+    x, W, bias, k, parts = x.detach().float(), W.detach().float(), bias.detach().float().contiguous(), min(k, len(W)), []
+    block, columns = torch.empty(rows * width), max(64, 1 << (8 * k - 1).bit_length())
+    for part in x.split(rows):
+        out, count, floor = np.empty((len(part), k), np.int32), np.zeros(len(part), np.int64), np.zeros(len(part), np.float32)
+        values = np.empty(out.shape, np.float32)
+        for start in range(0, len(W), width):
+            some = W[start:start + width]
+            z = torch.mm(part, some.T, out=block[:len(part) * len(some)].view(len(part), len(some)))
+            _gather_top(z.numpy(), bias[start:start + width].numpy(), start, k, min(columns, len(some)), floor, out, values, count)
+        parts.append(_packed(out, values, count, len(W)))
+    return join(parts)
 
 # %% ../../nbs/part2_dictionaries/20a_sparse.ipynb #e9c45ec6
 def select_above(pre:torch.Tensor, # [n, m]

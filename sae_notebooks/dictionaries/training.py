@@ -19,7 +19,7 @@ from numba import prange
 
 from ..core import WorkbookError, atomic_write, progress
 from .sae import BUDGET, SAE, VARIANTS
-from .sparse import Codes, best, compiled, dots, join, keep_entries, select_above, select_top, transpose, weighted_rows
+from .sparse import Codes, best, compiled, dots, join, keep_entries, select_above, select_top, top_of_product, transpose, weighted_rows
 
 # %% ../../nbs/part2_dictionaries/21_training.ipynb #4793f998
 from fastcore.basics import patch
@@ -232,7 +232,7 @@ def _kept(self:Trainer, name, shape, dtype=torch.float32):
 def _top(self:Trainer, x)->Codes:
     "The k largest of every token."
     b, k = self.params["b_enc"].detach(), self.config.k
-    if self.config.precision == "float32": return self._blocks(x, b, lambda z, b: select_top(z, k, bias=b))
+    if self.config.precision == "float32": return top_of_product(x, self.params["W_enc"], k, b)
     codes = self._screened(x, b, lambda z: select_top(z, k, margin=0.03))
     return best(codes._replace(values=dots(codes, x, self.params["W_enc"]) + b[codes.indices.long()]), k)
 
@@ -355,14 +355,20 @@ def _token_pass(indptr, indices, values, W, x, w, lam, price, e, dv, sums, T):
         squares, energy = 0.0, 0.0
         for i in range(c, n, T):
             E, X, wi = e[i], x[i], w[i]
+            first, end = indptr[i], indptr[i + 1]
+            fours = first + (end - first) // 4 * 4 # four rows at a time: while one waits for memory, so do the others
             for j in range(d): E[j] = -X[j]
-            for s in range(indptr[i], indptr[i + 1]):
+            for s in range(first, fours, 4):
+                a0, a1, a2, a3 = W[indices[s]], W[indices[s + 1]], W[indices[s + 2]], W[indices[s + 3]]
+                v0, v1, v2, v3 = values[s], values[s + 1], values[s + 2], values[s + 3]
+                for j in range(d): E[j] += (v0 * a0[j] + v1 * a1[j]) + (v2 * a2[j] + v3 * a3[j])
+            for s in range(fours, end):
                 a, v = W[indices[s]], values[s]
                 for j in range(d): E[j] += v * a[j]
             left, whole = np.float32(0), np.float32(0)
             for j in range(d): left += E[j] * E[j]; whole += X[j] * X[j]
             squares += wi * left; energy += wi * whole
-            for s in range(indptr[i], indptr[i + 1]):
+            for s in range(first, end):
                 a, total = W[indices[s]], np.float32(0)
                 for j in range(d): total += E[j] * a[j]
                 dv[s] = wi * (np.float32(2) * total + lam * price[indices[s]])
@@ -379,7 +385,20 @@ def _feature_pass(indptr, rows, order, values, dv, e, x, w, W, lam, price, add, 
             if not add:
                 for j in range(d): D[j] = 0; E[j] = 0
                 d_bias[f] = 0
-            for s in range(indptr[f], indptr[f + 1]):
+            first, end = indptr[f], indptr[f + 1]
+            fours = first + (end - first) // 4 * 4
+            for s in range(first, fours, 4):
+                t0, t1, t2, t3 = rows[s], rows[s + 1], rows[s + 2], rows[s + 3]
+                o0, o1, o2, o3 = order[s], order[s + 1], order[s + 2], order[s + 3]
+                v0, v1, v2, v3 = w[t0] * values[o0], w[t1] * values[o1], w[t2] * values[o2], w[t3] * values[o3]
+                g0, g1, g2, g3 = dv[o0], dv[o1], dv[o2], dv[o3]
+                bias += (g0 + g1) + (g2 + g3); cost += (v0 + v1) + (v2 + v3)
+                v0, v1, v2, v3 = np.float32(2) * v0, np.float32(2) * v1, np.float32(2) * v2, np.float32(2) * v3
+                a0, a1, a2, a3, b0, b1, b2, b3 = e[t0], e[t1], e[t2], e[t3], x[t0], x[t1], x[t2], x[t3]
+                for j in range(d):
+                    D[j] += (v0 * a0[j] + v1 * a1[j]) + (v2 * a2[j] + v3 * a3[j])
+                    E[j] += (g0 * b0[j] + g1 * b1[j]) + (g2 * b2[j] + g3 * b3[j])
+            for s in range(fours, end):
                 t, o = rows[s], order[s]
                 v, g, a, b = np.float32(2) * w[t] * values[o], dv[o], e[t], x[t]
                 bias += g; cost += w[t] * values[o]
@@ -431,7 +450,7 @@ def _part(self:Trainer, x, w, add:bool)->tuple[float, float, Codes]: # x: normal
     "Loss and gradients of a part of the batch."
     c = self.config
     if c.variant in ("topk", "batchtopk", "relu") and self.device.type == "cpu":
-        xc, lam = x - self.params["b_dec"].detach(), self.sparsity if c.variant == "relu" else 0.0
+        xc, lam = torch.sub(x, self.params["b_dec"].detach(), out=self._kept("centred", x.shape)), self.sparsity if c.variant == "relu" else 0.0
         codes = self._top(xc) if c.variant == "topk" else self._batch_top(xc) if c.variant == "batchtopk" else self._above(xc, 0.0)
         squares, _, e = self.direct(xc, w, codes, add, lam)
         loss = squares

@@ -232,11 +232,17 @@ def edited(self:LanguageModel, edits:dict # site → function of [batch, length,
 
 # %% ../../nbs/part1_extraction/11_language_model.ipynb #fe2ef28d
 @patch
+def need_output(self:LanguageModel, purpose:str, # completes "it cannot …"
+                instead:str="Use workbook or another causal model."):
+    "Raise `WorkbookError` for an encoder."
+    if not self.generates: raise WorkbookError(f"{self.name} is an encoder, which predicts no next token: it cannot {purpose}. {instead}")
+
+@patch
 @torch.no_grad()
 def token_losses(self:LanguageModel, ids:torch.Tensor # [batch, length]
                 )->torch.Tensor: # [batch, length - 1] nats: surprisal of each token given those before it
     "Next-token surprisal; raises `WorkbookError` for an encoder."
-    if not self.generates: raise WorkbookError(f"{self.name} is an encoder: it predicts no next token. Use workbook or another causal model.")
+    self.need_output("be surprised by one")
     ids = ids.to(self.device)
     logits = self.model(input_ids=ids[:, :-1], use_cache=False).logits.float()
     return F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none").view(len(ids), -1)
@@ -247,7 +253,7 @@ def token_losses(self:LanguageModel, ids:torch.Tensor # [batch, length]
 def generate(self:LanguageModel, prompt:str, tokens:int=40, temperature:float=0.0, # 0 takes the most probable token each time
              seed:int=0)->str: # the continuation, without the prompt
     "Continue a prompt; raises `WorkbookError` for an encoder."
-    if not self.generates: raise WorkbookError(f"{self.name} is an encoder: it cannot generate. Use workbook or another causal model.")
+    self.need_output("continue a text")
     ids = torch.from_numpy(self.encode([prompt])[0].ids)[None].to(self.device)
     torch.manual_seed(seed)
     how = dict(do_sample=True, temperature=temperature, top_k=0) if temperature > 0 else dict(do_sample=False)

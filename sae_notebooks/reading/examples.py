@@ -238,7 +238,7 @@ def _final_norm(lm):
 def vocabulary_scores(lm:LanguageModel, directions:torch.Tensor # [m, width] in the residual stream
                      )->torch.Tensor: # [m, vocabulary] standard deviations
     "Logit lens (nostalgebraist, 2020): directions through the weights of the final norm and the unembedding, each standardised over the vocabulary."
-    if not lm.generates: raise WorkbookError(f"{lm.name} is an encoder: it has no output vocabulary to look into. Use workbook or another causal model.")
+    lm.need_output("show what a feature makes likelier")
     norm, x = _final_norm(lm), directions.to(lm.device, lm.dtype)
     if isinstance(norm, torch.nn.LayerNorm): x = x - x.mean(1, keepdim=True)
     logits = ((x * norm.weight) @ lm.model.get_output_embeddings().weight.T).float()[:, :len(lm.tokenizer)]

@@ -441,7 +441,7 @@ class LocalChat:
     "A causal model as a chat model: a preset, a hub id, a local folder, or a `LanguageModel`."
     def __init__(self, model:str|LanguageModel="workbook", **kwargs): # kwargs of `load_model`
         self.lm = model if isinstance(model, LanguageModel) else load_model(model, **kwargs)
-        if not self.lm.generates: raise WorkbookError(f"{self.lm.name} is an encoder: it cannot reply. Use a causal model, best a chat model such as Qwen/Qwen2.5-1.5B-Instruct")
+        self.lm.need_output("reply", "Use a causal model, best a chat model such as Qwen/Qwen2.5-1.5B-Instruct.")
         self.template = bool(getattr(self.lm.tokenizer, "chat_template", None))
     def __repr__(self): return f"{self.lm.name} with {'its chat template' if self.template else 'plain text, since it has no chat template'}"
 

@@ -95,7 +95,7 @@ def by_prompts(store:FeatureStore, excited:list, # of `Excited`: active in these
 def write_prompts(lm:LanguageModel, topic:str, # the beginning of a text
                   n:int=4, tokens:int=20, temperature:float=0.8, seed:int=0)->list[str]:
     "Texts that the model writes from a beginning; raises `WorkbookError` for an encoder, or an empty or too long beginning."
-    if not lm.generates: raise WorkbookError(f"{lm.name} is an encoder: it cannot write prompts for a topic. Give prompts instead.")
+    lm.need_output("write prompts for a topic", "Give prompts instead.")
     if not topic.strip(): raise WorkbookError("the topic is empty: give the beginning of a text, for example \"In the London Borough of\"")
     ids = _batch(lm, lm.encode([topic])[0].ids).to(lm.device)
     if ids.shape[1] + tokens > lm.context: raise WorkbookError(f"the topic has {ids.shape[1]} tokens; with {tokens} more it is longer than the {lm.context} of {lm.name}. Shorten it.")
@@ -159,7 +159,7 @@ def by_direction(store:FeatureStore, sae:SAE, near, lm:LanguageModel|None=None)-
 # %% ../../nbs/part3_reading/36_search.ipynb #37b03034
 def _with_answer(lm, prompt, answer): # ids of both [n], and how many are the prompt's
     if not prompt.strip(): raise WorkbookError(f"prompt {prompt!r} is empty")
-    if not lm.generates: raise WorkbookError(f"{lm.name} is an encoder: it has no output to attribute. Use workbook or another causal model.")
+    lm.need_output("say a continuation that a feature could account for")
     head, tail = lm.encode([prompt])[0].ids, lm.encode([answer], specials=False)[0].ids
     if not len(tail): raise WorkbookError(f"continuation {answer!r} has no token: give at least one, usually with its space, such as \" bridge\"")
     return _batch(lm, np.concatenate([head, tail])), len(head)

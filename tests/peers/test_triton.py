@@ -2,6 +2,8 @@
 
 Triton comes with torch where there is a GPU; elsewhere it is an optional extra: `pip install triton`, then `pytest tests/peers/test_triton.py`.
 """
+import os, subprocess, sys
+
 import pytest
 import torch
 
@@ -38,3 +40,20 @@ def test_the_plain_versions_agree():
     torch.testing.assert_close(sparse.weighted_rows_triton(c, A), sparse.weighted_rows_torch(c, A), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(sparse.dots_triton(c, G, A), sparse.dots_torch(c, G, A), rtol=1e-5, atol=1e-5)
     assert len(sparse.dots_triton(c, G, A)) == len(c.indices)
+
+
+COMPILE = """
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, compile
+from sae_notebooks.dictionaries import sparse
+kinds = {"S": "constexpr", "D": "constexpr", "d": "i32", "indptr": "*i64", "indices": "*i32"}
+for kernel in (sparse._weighted_rows_kernel, sparse._dots_kernel):
+    for capability in (80, 90): # A100 and H100
+        built = compile(ASTSource(kernel, {n: kinds.get(n, "*fp32") for n in kernel.arg_names}, {"S": 16, "D": 128}), target=GPUTarget("cuda", capability, 32))
+        assert built.asm["cubin"]
+"""
+
+
+def test_the_kernels_compile_for_gpus_that_are_not_here():
+    done = subprocess.run([sys.executable, "-c", COMPILE], env={**os.environ, "TRITON_INTERPRET": "0"}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
