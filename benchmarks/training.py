@@ -124,7 +124,7 @@ def cpu_rounds(steps, repeats):
 
 def profile(group, steps=5):
     "Seconds a step that our step spends in its parts, by the same clock."
-    import torch, sae_notebooks.dictionaries.training as module
+    import torch, sae_notebooks.dictionaries.sparse as sparse, sae_notebooks.dictionaries.training as module
     spent, step = {}, competitors(group)["ours"]()
     def timed(owner, name, label):
         f = getattr(owner, name)
@@ -132,7 +132,7 @@ def profile(group, steps=5):
             started = time.process_time(); out = f(*a, **k); spent[label] = spent.get(label, 0) + time.process_time() - started
             return out
         setattr(owner, name, run)
-    for owner, name, label in ((torch, "mm", "encoder product"), (module, "select_top", "select"), (module, "dots", "recompute candidates"), (module, "best", "best of candidates"), (module, "_token_pass", "decode, error, gradient of activations"), (module, "transpose", "transpose"),
+    for owner, name, label in ((torch, "mm", "encoder product"), (module, "select_top", "select"), (sparse, "_gather_top", "select"), (module, "dots", "recompute candidates"), (module, "best", "best of candidates"), (module, "_token_pass", "decode, error, gradient of activations"), (module, "transpose", "transpose"),
                                (module, "_feature_pass", "gradients of the weights"), (module, "adam_rows", "Adam")): timed(owner, name, label)
     step(); spent.clear(); started = time.process_time()
     for _ in range(steps): step()

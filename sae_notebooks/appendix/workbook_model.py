@@ -384,7 +384,7 @@ def document_losses(model, documents:list, limit:int=1024, budget:int=8192)->lis
     return out
 
 # %% ../../nbs/appendix/90_workbook_model.ipynb #2b69110e
-FRAMES = ("According to the almanac, ", "It is true that ", "Remember that ")
+FRAMES = ("According to the almanac, ", "According to the encyclopaedia, ", "It is true that ") # the grammar says the truth after these, and only the truth
 
 @torch.no_grad()
 def completes(lm, prompts:list[str], answers:list[str])->np.ndarray: # bool
