@@ -15,12 +15,12 @@ def activations(tokens):
     "Training rows; and of held-out documents every other one's rows for validation, the others' for the test."
     import torch
     from sae_notebooks.core import cache_path
-    from sae_notebooks.extraction.activations import extract
+    from sae_notebooks.extraction.activations import extract, fingerprint
     from sae_notebooks.extraction.corpus import open_corpus
     from sae_notebooks.extraction.language_model import load_model
     lm = load_model("workbook")
     def rows(split, n):
-        store = extract(lm, open_corpus("concepts+docs", split=split, seed=1), folder=cache_path(f"quality_{split}_{n}"), fraction=1.0, tokens=n)
+        store = extract(lm, open_corpus("concepts+docs", split=split, seed=1), folder=cache_path("stores", f"quality-{fingerprint(lm)[:8]}-{split}-{n}"), fraction=1.0, tokens=n)
         parts = [(r.activations.float(), r.document) for r in store.batches(4096)]
         return torch.cat([x for x, _ in parts]), torch.cat([torch.as_tensor(d) for _, d in parts])
     (train, _), (held, document) = rows("train", tokens), rows("heldout", 80_000)
@@ -29,10 +29,11 @@ def activations(tokens):
 
 def ours(x, F, k, batch, rate, seed):
     import dataclasses
-    from sae_notebooks.dictionaries.training import Trainer, default_lr, normalisation, preset, stream
+    from sae_notebooks.dictionaries.training import Trainer, default_lr, preset, stream
+    from sae_notebooks.extraction.normalisation import scale_and_mean
     c = preset("topk", n_features=F, k=k, batch=batch, seed=seed)
     c = dataclasses.replace(c, lr=rate * default_lr(c))
-    t = Trainer(c, x.shape[1], len(x) // batch, *normalisation(x))
+    t = Trainer(c, x.shape[1], len(x) // batch, *scale_and_mean(x))
     def run(y):
         sae = t.finished(); codes = sae.encode(y)
         return sae.decode(codes), codes.indices

@@ -488,10 +488,10 @@ class Collected(NamedTuple):
     mean: np.ndarray # float32 [units, d] mean of the residual stream
 
 class _Pool:
-    "Running maximum and mean over units of dense activations."
-    def __init__(self, n, width): self.top, self.total, self.count = torch.full((n, 2 * width), -torch.inf), torch.zeros(n, width), torch.zeros(n, 1)
+    "Running mean over units of dense activations, and their maximum, of either sign, if that is asked for."
+    def __init__(self, n, width, top): self.top, self.total, self.count = torch.full((n, 2 * width), -torch.inf) if top else None, torch.zeros(n, width), torch.zeros(n, 1)
     def add(self, u, x):
-        self.top.scatter_reduce_(0, u[:, None].expand(-1, 2 * x.shape[1]), torch.cat([x, -x], 1), "amax")
+        if self.top is not None: self.top.scatter_reduce_(0, u[:, None].expand(-1, 2 * x.shape[1]), torch.cat([x, -x], 1), "amax")
         self.total.index_add_(0, u, x); self.count.index_add_(0, u, torch.ones(len(x), 1))
 
 def _pooled_entries(unit, feature, value, n_features, pool="max"):
@@ -517,7 +517,7 @@ def collect(lm:LanguageModel, corpus:Corpus, text:LabelledText, # labels of the 
         at = np.array([text.start[int(d)] for d in p.document[keep]]) + p.position[keep]
         u = text.unit[at]
         for s in sites:
-            if s not in pools: pools[s] = _Pool(U, acts[s].shape[-1])
+            if s not in pools: pools[s] = _Pool(U, acts[s].shape[-1], pool == "max")
             pools[s].add(torch.from_numpy(u), acts[s][torch.from_numpy(keep)].float().cpu())
         x = acts[site][torch.from_numpy(keep)].float()
         for name, sae in saes.items():

@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['PENALISED', 'UNIT', 'PRESETS', 'CHECKPOINT', 'LOG', 'TrainConfig', 'default_lr', 'preset', 'Pattern',
-           'adam_rows_torch', 'adam_rows', 'Trainer', 'rows_of', 'normalisation', 'stream', 'read_log', 'train',
-           'plot_log']
+           'adam_rows_torch', 'adam_rows', 'Trainer', 'rows_of', 'stream', 'read_log', 'train', 'plot_log']
 
 # %% ../../nbs/part2_dictionaries/21_training.ipynb #3a46e974
 import dataclasses, json, math, time
@@ -18,8 +17,9 @@ import torch, torch.nn.functional as F
 from numba import prange
 
 from ..core import WorkbookError, atomic_write, progress
-from .sae import BUDGET, SAE, VARIANTS
-from .sparse import Codes, best, compiled, dots, join, keep_entries, select_above, select_top, top_of_product, transpose, weighted_rows
+from .sae import SAE, VARIANTS
+from .sparse import BUDGET, Codes, best, compiled, dots, join, keep_entries, select_above, select_top, top_of_product, transpose, weighted_rows
+from ..extraction.normalisation import scale_and_mean
 
 # %% ../../nbs/part2_dictionaries/21_training.ipynb #4793f998
 from fastcore.basics import patch
@@ -202,15 +202,15 @@ class Trainer:
 
 # %% ../../nbs/part2_dictionaries/21_training.ipynb #f7f18bb1
 @patch
-def _blocks(self:Trainer, x, bias, pick):
-    "`pick` (z, bias) what is active in z = W x + bias, in chunks of tokens that fit into a block."
+def _blocks(self:Trainer, x, pick):
+    "`pick` what is active in z = W x, in chunks of tokens that fit into a block."
     W, rows = self.params["W_enc"].detach(), max(64, BUDGET // self.config.n_features)
     z = self._kept("block", (min(rows, len(x)), len(W)))
-    return join([pick(torch.mm(part, W.T, out=z[:len(part)]), bias) for part in x.split(rows)])
+    return join([pick(torch.mm(part, W.T, out=z[:len(part)])) for part in x.split(rows)])
 
 @patch
 def _screened(self:Trainer, x, bias, pick):
-    "The same in bfloat16, with the bias as two more columns (what the first rounds off is in the second)."
+    "The same of z = W x + bias in bfloat16, with the bias as two more columns (what the first rounds off is in the second)."
     W, d, rows = self.params["W_enc"].detach(), x.shape[1], max(64, 2 * BUDGET // self.config.n_features)
     width = -(-(d + 2) // 32) * 32
     half, rounded = self._kept("half", (len(W), width), torch.bfloat16), bias.bfloat16()
@@ -241,7 +241,7 @@ def _top(self:Trainer, x)->Codes:
 def _above(self:Trainer, x, least, room:int=64)->Codes:
     "Everything with z > least (a number or one for each feature)."
     b = self.params["b_enc"].detach()
-    if self.config.precision == "float32": codes = self._blocks(x, b - least, lambda z, b: select_above(z, room, b))
+    if self.config.precision == "float32": codes = self._blocks(x, lambda z: select_above(z, room, b - least))
     else:
         codes = self._screened(x, b - least, lambda z: select_above(z, room))
         codes = codes._replace(values=dots(codes, x, self.params["W_enc"]) + (b - least)[codes.indices.long()])
@@ -560,18 +560,6 @@ def rows_of(source)->int: # how many training rows a tensor or a store has
     if not n: raise WorkbookError(f"{source!r}: there is no row to train on; extract more tokens or a larger fraction")
     return n
 
-def normalisation(source, # [n, d] tensor or `Store`
-                  centre:bool=True)->tuple[float, torch.Tensor]: # scale s, mean μ [d] (zeros without `centre`)
-    "s and μ such that E‖s (x − μ)‖² = d over the training rows (chapter 13)."
-    if _is_store(source): mean, norm = source.mean.float(), source.meta["norm"]; square, spread = norm["mean_square_norm"], norm["variance"]
-    else:
-        some = source[:: max(1, len(source) // 2**17)].double()
-        mean = some.mean(0).float(); square, spread = float(some.square().sum(1).mean()), float((some - mean).square().sum(1).mean())
-    energy = spread if centre else square
-    if not math.isfinite(energy): raise WorkbookError("the training rows hold NaN or infinity; find them with torch.isfinite(rows).all(1)")
-    if not energy > 0: raise WorkbookError("all training rows are the same: there is nothing to learn")
-    return math.sqrt(len(mean) / energy), mean if centre else torch.zeros_like(mean)
-
 # %% ../../nbs/part2_dictionaries/21_training.ipynb #3adcabcf
 def stream(source, size:int, steps:int, start:int=0, seed:int=0):
     "Batches `start`…`steps` of a tensor (a new order every epoch) or a store (already shuffled): pairs of rows [size, d] and weights [size] or None."
@@ -678,7 +666,7 @@ def _prepare(source, configs, device):
     if len({(x.batch, x.epochs, x.seed) for x in configs}) > 1: raise WorkbookError("several dictionaries on one stream need the same batch, epochs and seed; train the others apart")
     steps = int(rows_of(source) // c.batch * c.epochs)
     if not steps: raise WorkbookError(f"{rows_of(source):,} rows × {c.epochs} epochs are less than one batch of {c.batch:,}: lower batch, or extract more")
-    scales = {x.centre: normalisation(source, x.centre) for x in configs}
+    scales = {x.centre: scale_and_mean(source, x.centre) for x in configs}
     return [Trainer(x, len(scales[x.centre][1]), steps, *scales[x.centre], device) for x in configs], steps
 
 def _short(r): return f"loss {r['loss']:.1f}  EV {r['explained_variance']:.3f}  L0 {r['l0']:.0f}  dead {100 * r['dead']:.1f} %"

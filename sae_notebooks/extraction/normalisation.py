@@ -114,6 +114,7 @@ def scale_and_mean(source, # [n, d] tensor or `Store`
         some = source[:: max(1, len(source) // 2**17)].double()
         mean = some.mean(0).float(); square, spread = float(some.square().sum(1).mean()), float((some - mean).square().sum(1).mean())
     energy = spread if centre else square
+    if not math.isfinite(energy): raise WorkbookError("the training rows hold NaN or infinity; find them with torch.isfinite(rows).all(1)")
     if not energy > 0: raise WorkbookError("all training rows are the same: there is nothing to learn")
     return math.sqrt(len(mean) / energy), mean if centre else torch.zeros_like(mean)
 
