@@ -75,6 +75,7 @@ class Recipe:
     start: str = "" # recipe whose weights training goes on from; none begins at random weights
     stages: tuple = ((256, 0.90), (1024, 0.085), (4096, 0.015)) # row length, share of the steps
     mixed: bool = False # stages in turns from the first step on, not one after the other
+    average: float = 0.0 # share of the start's weights in what is written
     muon_lr: float = 0.02 # hidden matrices
     adam_lr: float = 3e-3 # embeddings and norms
     warmup: int = 60
@@ -85,7 +86,7 @@ RECIPES = {r.name: r for r in (
     Recipe(name="workbook_model_start"),
     Recipe(name="workbook_model_middle", start="workbook_model_start", seed=2, concept_documents=300_000, docs_share=0.125, steps=2900, stages=((256, 0.93), (1024, 0.06), (4096, 0.01)), muon_lr=0.015, adam_lr=2e-3, decay=0.9),
     Recipe(name="workbook_model_mixed", start="workbook_model_middle", seed=3, concept_documents=300_000, docs_share=0.094, steps=3200, stages=((256, 0.88), (1024, 0.09), (4096, 0.03)), mixed=True, muon_lr=0.015, adam_lr=2e-3, decay=0.9),
-    Recipe(start="workbook_model_mixed", seed=4, concept_documents=300_000, docs_share=0.094, steps=2100, stages=((256, 0.88), (1024, 0.09), (4096, 0.03)), mixed=True, muon_lr=0.012, adam_lr=1.6e-3, decay=0.95),
+    Recipe(start="workbook_model_mixed", seed=4, concept_documents=300_000, docs_share=0.094, steps=2100, stages=((256, 0.88), (1024, 0.09), (4096, 0.03)), mixed=True, average=0.5, muon_lr=0.012, adam_lr=1.6e-3, decay=0.95),
     Recipe(name="workbook_model_b", seed=1, hidden=192, layers=4, heads=3, kv_heads=1, mlp=512, steps=700))}
 
 # %% ../../nbs/appendix/90_workbook_model.ipynb #4a124fce
@@ -302,6 +303,14 @@ def _processor()->str:
     try: return next(l.split(":")[1].strip() for l in Path("/proc/cpuinfo").read_text().splitlines() if l.startswith("model name"))
     except (OSError, StopIteration): return platform.processor() or platform.machine()
 
+def _averaged(run, start)->dict: # weights, on the CPU
+    "What the run ends with, averaged with what it began with as its recipe asks (weight averaging: Izmailov et al. 2018, Wortsman et al. 2022)."
+    weights = {n: w.cpu() for n, w in run.model.state_dict().items()}
+    if not run.recipe.average: return weights
+    if not start: raise WorkbookError(f"recipe {run.recipe.name!r} averages with the weights of its start, and has none: set average to 0, or start")
+    begun = LlamaForCausalLM.from_pretrained(start, dtype=torch.float32).state_dict()
+    return {n: w.lerp(begun[n], run.recipe.average) for n, w in weights.items()}
+
 def export_model(run:Run, tokenizer, out:Path, start:Path|None=None # folder of the model that the run went on from
                 )->Path: # the folder
     "Write float16 weights, configuration, tokenizer, log, counts, and the recipe with its cost, all or nothing; what the start had read is added."
@@ -311,7 +320,7 @@ def export_model(run:Run, tokenizer, out:Path, start:Path|None=None # folder of 
     for l in log: l["tokens"] += before["cost"]["tokens"]; l["seconds"] += before["cost"]["seconds"]
     with atomic_write(out) as part:
         model = LlamaForCausalLM(recipe.config()).half()
-        model.load_state_dict(run.model.state_dict())
+        model.load_state_dict(_averaged(run, start))
         model.save_pretrained(part)
         tokenizer.save_pretrained(part)
         (part/"log.jsonl").write_text(earlier.get("log.jsonl", "") + "".join(json.dumps(l) + "\n" for l in log))
