@@ -7,7 +7,8 @@ __all__ = ['POISSON', 'RECONSTRUCTION', 'PEERS', 'ACTIVITY', 'DOWNSTREAM', 'DEFI
            'bootstrap_weights', 'Sums', 'compare', 'explained_variances', 'Sequences', 'sequence_batches', 'Activity',
            'density_histogram', 'Evaluation', 'evaluate', 'describe_metrics', 'Columns', 'columns', 'take_rows',
            'detection', 'dense_auroc', 'score_of', 'at_threshold', 'LabelledText', 'label_text', 'Collected', 'collect',
-           'linear_probe', 'auroc_interval', 'shuffled', 'null_auroc', 'truth_table', 'token_auroc', 'probe_set']
+           'linear_probe', 'auroc_interval', 'shuffled', 'null_auroc', 'choosing_half', 'truth_table', 'token_auroc',
+           'probe_set']
 
 # %% ../../nbs/part2_dictionaries/22_metrics.ipynb #3d426cee
 import math, re
@@ -583,11 +584,16 @@ def null_auroc(c:Columns, labels, document, permutations:int=20, how:str="docume
     return np.array([detection(c, labels[shuffled(document, rng, how)], full=False)["auroc"].max(0) for _ in range(permutations)])
 
 # %% ../../nbs/part2_dictionaries/22_metrics.ipynb #f88698fc
+def choosing_half(document:np.ndarray, # [n] documents of the rows
+                  seed:int=0)->np.ndarray: # bool [n]
+    "Half of the documents, drawn at random: their rows choose, the others score."
+    docs = np.unique(document)
+    return np.isin(document, np.random.default_rng(seed).permutation(docs)[:len(docs) // 2])
+
 def truth_table(got:Collected, text:LabelledText, permutations:int=20, least:int=10, # positive units that each half must have
                 seed:int=0)->pd.DataFrame: # one row for each concept, see `TRUTH`
     "For each concept the best feature, chosen on one half of the documents and scored on the other; against nulls, neurons, the residual stream, and a probe."
-    rng = np.random.default_rng(seed)
-    docs = np.unique(text.document); half = np.isin(text.document, rng.permutation(docs)[:len(docs) // 2])
+    half = choosing_half(text.document, seed)
     A, B = take_rows(got.features, half), take_rows(got.features, ~half)
     YA, YB = text.units[half], text.units[~half]
     choose, P = detection(A, YA), np.asarray(YB.sum(0)).ravel()
@@ -622,8 +628,7 @@ TRUTH = {"positives": "units of the scoring half that carry the concept",
 
 def token_auroc(got:Collected, text:LabelledText, seed:int=0)->pd.Series: # by concept
     "The strict figure: the best feature of single tokens, chosen on one half of the documents and scored on the other."
-    rng, real = np.random.default_rng(seed), text.unit >= 0
-    docs = np.unique(text.document); half = np.isin(text.document[text.unit[real]], rng.permutation(docs)[:len(docs) // 2])
+    real = text.unit >= 0; half = choosing_half(text.document, seed)[text.unit[real]]
     Y = text.tokens[real]
     a, b = (detection(take_rows(got.tokens, h), Y[h], full=False)["auroc"] for h in (half, ~half))
     return pd.Series(b[a.argmax(0), np.arange(len(text.names))], text.names, name="auroc_token")
