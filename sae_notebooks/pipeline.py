@@ -119,6 +119,9 @@ class Run:
 def lm(self:Run): return self.stage("model", lambda: load_model(self.config.preset, self.config.dtype, self.config.device))
 
 @patch(as_prop=True)
+def device(self:Run)->torch.device: return torch.device(self.config.device or ("cuda" if torch.cuda.is_available() else "cpu")) # known before the model is loaded
+
+@patch(as_prop=True)
 def corpora(self:Run): return self.stage("corpus", lambda: divided(self.config))
 
 @patch
@@ -137,12 +140,12 @@ def train_config(self:Run)->TrainConfig:
 def train(self:Run)->SAE:
     "Train the dictionary on the rows."
     folder = self.folder/"sae"
-    if (folder/"sae.json").exists(): return self.stage("train", lambda: SAE.load(folder))
+    if (folder/"sae.json").exists(): return self.stage("train", lambda: SAE.load(folder).to(self.device))
     store, lm = self.extract(), self.lm
     def work():
         sae = train(store, self.train_config(), self.folder/"training", device=lm.device, meta=dict(model=lm.name, fingerprint=fingerprint(lm), site=str(store.site), corpus=store.meta["corpus"]["name"]))
         sae.save(folder)
-        return sae
+        return sae.to(self.device)
     return self.stage("train", work)
 
 # %% ../nbs/03_pipeline.ipynb #a10a2b09

@@ -86,7 +86,8 @@ RECIPES = {r.name: r for r in (
     Recipe(name="workbook_model_start"),
     Recipe(name="workbook_model_middle", start="workbook_model_start", seed=2, concept_documents=300_000, docs_share=0.125, steps=2900, stages=((256, 0.93), (1024, 0.06), (4096, 0.01)), muon_lr=0.015, adam_lr=2e-3, decay=0.9),
     Recipe(name="workbook_model_mixed", start="workbook_model_middle", seed=3, concept_documents=300_000, docs_share=0.094, steps=3200, stages=((256, 0.88), (1024, 0.09), (4096, 0.03)), mixed=True, muon_lr=0.015, adam_lr=2e-3, decay=0.9),
-    Recipe(start="workbook_model_mixed", seed=4, concept_documents=300_000, docs_share=0.094, steps=2100, stages=((256, 0.88), (1024, 0.09), (4096, 0.03)), mixed=True, average=0.5, muon_lr=0.012, adam_lr=1.6e-3, decay=0.95),
+    Recipe(name="workbook_model_fourth", start="workbook_model_mixed", seed=4, concept_documents=300_000, docs_share=0.094, steps=2100, stages=((256, 0.88), (1024, 0.09), (4096, 0.03)), mixed=True, average=0.5, muon_lr=0.012, adam_lr=1.6e-3, decay=0.95),
+    Recipe(start="workbook_model_fourth", seed=5, concept_documents=300_000, docs_share=0.094, steps=3600, stages=((256, 0.88), (1024, 0.09), (4096, 0.03)), mixed=True, average=0.33, muon_lr=0.012, adam_lr=1.6e-3, decay=0.95),
     Recipe(name="workbook_model_b", seed=1, hidden=192, layers=4, heads=3, kv_heads=1, mlp=512, steps=700))}
 
 # %% ../../nbs/appendix/90_workbook_model.ipynb #4a124fce

@@ -160,11 +160,14 @@ def _load(folder):
 @patch(cls_method=True)
 def load(cls:SAE, folder:str|Path)->SAE:
     "Read a dictionary; raises `WorkbookError` that names the file if anything about it is wrong."
-    about, tensors = _load(folder)
-    if about.get("format") != 1: raise WorkbookError(f"{folder}/sae.json: format {about.get('format')!r}; this version reads format 1")
-    sae = cls(about["d"], about["n_features"], about["variant"], about["k"], about["scale"], meta=about["meta"])
-    wanted = {k: tuple(v.shape) for k, v in sae.state_dict().items()}
+    (about, tensors), file = _load(folder), f"{folder}/sae.json"
+    if not isinstance(about, dict) or about.get("format") != 1: raise WorkbookError(f"{file}: format {about.get('format') if isinstance(about, dict) else about!r}; this version reads format 1")
+    try: d, n, variant, k, scale, meta = (about[key] for key in ("d", "n_features", "variant", "k", "scale", "meta"))
+    except KeyError as e: raise WorkbookError(f"{file}: has no {e}; save the dictionary again") from None
+    wanted = dict(W_enc=(n, d), b_enc=(n,), W_dec=(n, d), b_dec=(d,), threshold=(n,), mean=(d,)) # compared before anything is allocated
     if (found := {k: tuple(v.shape) for k, v in tensors.items()}) != wanted: raise WorkbookError(f"{folder}/sae.safetensors: holds {found}, but sae.json describes {wanted}")
+    try: sae = cls(d, n, variant, k, scale, meta=meta)
+    except TypeError as e: raise WorkbookError(f"{file}: a value of the wrong kind ({e}); save the dictionary again") from None
     sae.load_state_dict({k: v.float() for k, v in tensors.items()})
     return sae
 

@@ -9,7 +9,7 @@ __all__ = ['CORPUS', 'ROWS', 'SHIPPED', 'WIDTHS', 'TOKENS', 'BATCH', 'LLAMA_HALF
            'plan', 'scaled_tokens']
 
 # %% ../../nbs/part2_dictionaries/23_scaling.ipynb #dfa8261e
-import dataclasses, json, math, time
+import dataclasses, hashlib, json, math, time
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,7 +36,8 @@ def training_store(lm:LanguageModel, # its middle layer is read
                    folder:str|Path|None=None # None: in the cache
                   )->Store:
     "Activations of the middle layer for every token, shuffled; an extraction that is finished is only opened."
-    folder = folder or cache_path("stores", f"{Path(lm.name).name}-{fingerprint(lm)[:8]}-{split}-{tokens}")
+    other = "" if corpus == CORPUS else f"-{hashlib.sha256(corpus.encode()).hexdigest()[:8]}"
+    folder = folder or cache_path("stores", f"{Path(lm.name).name}-{fingerprint(lm)[:8]}-{split}-{tokens}{other}")
     return extract(lm, open_corpus(corpus, split=split), lm.middle, folder, fraction=1.0, tokens=tokens)
 
 # %% ../../nbs/part2_dictionaries/23_scaling.ipynb #44d2defd
@@ -53,10 +54,10 @@ def train_for(lm:LanguageModel, config:TrainConfig, tokens:int=ROWS, # of text t
     store = training_store(lm, tokens, corpus)
     about = dict(model=lm.name, fingerprint=fingerprint(lm), site=store.site, corpus=corpus)
     folder = folder or cache_path("training", f"{store.folder.name}-{config.variant}-{config.n_features}-{config.k}-{config.seed}")
-    sae = train(store, config, folder, every=50, meta=about)
-    m = evaluate(sae, open_corpus(corpus, split="heldout"), lm, tokens=eval_tokens)
+    sae = train(store, config, folder, every=50, device=lm.device, meta=about)
+    m = evaluate(sae.to(lm.device), open_corpus(corpus, split="heldout"), lm, tokens=eval_tokens)
     sae.meta["metrics"] = {k: round(v, 6) for k, v in m.items()}
-    return sae
+    return sae.cpu()
 
 # %% ../../nbs/part2_dictionaries/23_scaling.ipynb #4c3faff1
 def train_shipped(name:str, # S, M or L
@@ -143,7 +144,7 @@ def sweep(lm:LanguageModel, path:str|Path|None=None, # the table; None: the one 
         for tokens, seed, configs in grid(lambda F: rate * (F / 1024) ** slope)[stage]:
             if len(t := read_table(path)) and ((t.stage == stage) & (t.tokens == tokens) & (t.seed == seed)).any(): continue
             if stage == "held out": _note(path, prediction=[dict(n_features=c.n_features, tokens=tokens, **predict(t, c.n_features, tokens)) for c in configs])
-            _note(path, _pass(store, x, stage, tokens, seed, configs, folder), **about)
+            _note(path, _pass(store, x, stage, tokens, seed, configs, folder, lm.device), **about)
     return read_table(path)
 
 # %% ../../nbs/part2_dictionaries/23_scaling.ipynb #0696046e
@@ -152,11 +153,11 @@ def _note(path, rows=(), **about):
     old = json.loads(path.read_text()) if path.exists() else dict(runs=[])
     with atomic_write(path) as part: part.write_text(json.dumps(old | about | dict(runs=old["runs"] + list(rows)), indent=0) + "\n")
 
-def _pass(store, x, stage, tokens, seed, configs, folder):
+def _pass(store, x, stage, tokens, seed, configs, folder, device=None):
     "Train several dictionaries on the first rows of the store; a line for each."
     share = (tokens + 0.5) / BATCH / (len(store) // BATCH)
     configs, started = [dataclasses.replace(c, epochs=share) for c in configs], time.time()
-    saes = train(store, configs, folder/f"{stage}-{tokens}-{seed}".replace(" ", "-"), every=200)
+    saes = train(store, configs, folder/f"{stage}-{tokens}-{seed}".replace(" ", "-"), every=200, device=device)
     about = lambda c, s: {k: getattr(c, k) for k in ("variant", "n_features", "k", "sparsity", "lr")} | dict(tokens=s.meta["training"]["rows"])
     seconds = round((time.time() - started) / len(saes), 1)
     return [dict(stage=stage, seed=seed, seconds=seconds, **about(c, s), **measure(s, x)) for c, s in zip(configs, saes)]

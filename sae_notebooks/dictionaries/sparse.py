@@ -328,7 +328,7 @@ def _biases(pre, bias): return (torch.zeros(pre.shape[1]) if bias is None else b
 def _columns(k, width): return min(width, max(64, 1 << (8 * k - 1).bit_length())) # of which the floor's maxima are taken
 
 def select_top(pre:torch.Tensor, # [n, m] float32 or bfloat16
-               k:int, margin:float=0.0, # relative: also keep what is within it of the k-th (up to 2k + 32 a row); for bfloat16 on a CPU, for either on a GPU
+               k:int, margin:float=0.0, # relative: also keep what is within it of the k-th (up to 2k + 32 a row); on a CPU for bfloat16 only, in steps of that type: half of the margin to all of it
                bias:torch.Tensor|None=None # [m], added to every row (float32)
               )->Codes: # values as in `pre`
     "The k largest positive entries of every row."

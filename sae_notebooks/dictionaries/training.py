@@ -7,7 +7,7 @@ __all__ = ['PENALISED', 'UNIT', 'PRESETS', 'CHECKPOINT', 'LOG', 'TrainConfig', '
            'adam_rows_torch', 'adam_rows', 'Trainer', 'rows_of', 'stream', 'read_log', 'train', 'plot_log']
 
 # %% ../../nbs/part2_dictionaries/21_training.ipynb #3a46e974
-import dataclasses, json, math, time
+import dataclasses, hashlib, json, math, time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from numba import prange
 from ..core import WorkbookError, atomic_write, progress
 from .sae import SAE, VARIANTS
 from .sparse import BUDGET, Codes, best, compiled, dots, join, keep_entries, select_above, select_top, top_of_product, transpose, weighted_rows
-from ..extraction.normalisation import scale_and_mean
+from ..extraction.normalisation import _is_store, scale_and_mean
 
 # %% ../../nbs/part2_dictionaries/21_training.ipynb #4793f998
 from fastcore.basics import patch
@@ -532,7 +532,7 @@ def _resample(self:Trainer, x):
 @patch
 def finished_decode(self:Trainer, x): # [n, d] normalised in and out, with the weights as they are
     s = self.finished(); s.scale, s.mean = 1.0, torch.zeros_like(s.mean)
-    return s(x)
+    return s.to(x.device)(x)
 
 # %% ../../nbs/part2_dictionaries/21_training.ipynb #d33ea032
 @patch
@@ -553,9 +553,8 @@ def finished(self:Trainer, meta:dict|None=None)->SAE:
     return sae.cpu()
 
 # %% ../../nbs/part2_dictionaries/21_training.ipynb #edc25d4b
-def _is_store(source): return hasattr(source, "batches") and hasattr(source, "meta")
-
 def rows_of(source)->int: # how many training rows a tensor or a store has
+    if torch.is_tensor(source) and source.ndim != 2: raise WorkbookError(f"training rows of shape {list(source.shape)}: wants [n, d]; flatten the dimensions before the last")
     n = len(source)
     if not n: raise WorkbookError(f"{source!r}: there is no row to train on; extract more tokens or a larger fraction")
     return n
@@ -596,6 +595,10 @@ def restore(self:Trainer, state:dict):
 
 # %% ../../nbs/part2_dictionaries/21_training.ipynb #f6505ed3
 CHECKPOINT, LOG = "checkpoint.safetensors", "log.jsonl"
+
+def _digest(source): # of the first rows that are trained on
+    rows, _ = next(stream(source, min(64, rows_of(source)), 1))
+    return hashlib.sha256(rows.float().cpu().contiguous().numpy().tobytes()).hexdigest()[:16]
 
 def _save_checkpoint(folder, trainers, about):
     tensors = {f"{i}.{n}": t.cpu().contiguous() for i, tr in enumerate(trainers) for n, t in tr.state().items()}
@@ -642,7 +645,7 @@ def train(source, # [n, d] tensor or a `Store` (chapter 12): the training rows
     several = isinstance(configs, (list, tuple)); configs = list(configs) if several else [configs]
     trainers, steps = _prepare(source, configs, device)
     folder, started, seconds = folder and Path(folder), time.time(), 0.0
-    about = dict(configs=json.loads(json.dumps([dataclasses.asdict(c) for c in configs])), rows=rows_of(source), source=str(source.meta["settings"]["model"]["fingerprint"]) if _is_store(source) else None)
+    about = dict(configs=json.loads(json.dumps([dataclasses.asdict(c) for c in configs])), rows=rows_of(source), source=_digest(source))
     if folder: folder.mkdir(parents=True, exist_ok=True); seconds = _load_checkpoint(folder, trainers, about); _rewind_log(folder, trainers[0].step)
     first, last = trainers[0].step, min(steps, stop_at or steps)
     bar = progress(None, "training", total=steps, unit="steps", initial=first)

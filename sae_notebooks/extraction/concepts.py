@@ -388,8 +388,9 @@ def token_ranges(offsets, # [n_tokens, 2] characters that each token covers, in 
                  spans # of `Span`
                 )->np.ndarray: # int [n_spans, 2], first token and one past the last
     "The tokens of each span: those that share a character with it."
-    offsets = np.asarray(offsets).reshape(-1, 2)
+    offsets = np.asarray(offsets, np.int64).reshape(-1, 2)
     starts, ends = offsets.T
+    starts = np.minimum.accumulate(np.where(ends > starts, starts, np.iinfo(np.int64).max)[::-1])[::-1] # a special token begins where the next one does; behind the text, nowhere
     bounds = np.array([(s.start, s.end) for s in spans]).reshape(-1, 2)
     ends = np.maximum.accumulate(ends)
     return np.stack([np.searchsorted(ends, bounds[:, 0], "right"), np.searchsorted(starts, bounds[:, 1], "left")], 1)
@@ -443,6 +444,6 @@ def describe(corpus:Corpus, # any corpus; labels are counted where there are any
         n += 1; chars += len(doc.text); tokens += count_tokens(doc.text) if count_tokens else 0
         concepts.update(s.concept for s in doc.spans); kinds[doc.meta.get("kind", "document")] += 1
         entities.update(s.entity for s in doc.spans if s.concept == "places.london_borough")
-        if sum(map(len, texts[-1:])) < 10**7 and len(texts) < 5000: texts.append(doc.text)
+        if chars < 10**7 and len(texts) < 5000: texts.append(doc.text)
     return dict(name=corpus.name, documents=n, characters=chars, tokens=tokens if count_tokens else None, kinds=dict(kinds), concepts=dict(sorted(concepts.items())),
                 boroughs=dict(entities.most_common()), variety=variety(texts), skipped=dict(getattr(corpus.source, "skipped", {})))

@@ -63,8 +63,8 @@ def _utf8(raw:bytes, where:str)->str:
 def _field(record, text_field:str, where:str)->str:
     "The text of one record, or a message that lists the fields there are."
     if not isinstance(record, dict): raise BadDocument(f"{where}: expected an object with a field {text_field!r}, found {type(record).__name__}")
-    text = record.get(text_field)
-    if text is None: raise BadDocument(f"{where}: no text field {text_field!r} (fields: {', '.join(sorted(map(str, record))) or 'none'}); name it with text_field=")
+    if text_field not in record: raise BadDocument(f"{where}: no text field {text_field!r} (fields: {', '.join(sorted(map(str, record))) or 'none'}); name it with text_field=")
+    if (text := record[text_field]) is None: raise BadDocument(f"{where}: field {text_field!r} is null; mend the record, or pass skip_bad=True (--skip-bad)")
     if not isinstance(text, str): raise BadDocument(f"{where}: field {text_field!r} is a {type(text).__name__}, not a string")
     if not text.strip(): raise BadDocument(f"{where}: field {text_field!r} is empty")
     return text
@@ -191,7 +191,8 @@ def items(self:Corpus):
         found = True
         yield ordinal, doc
     if not found and self.start == 0 and self.rank == 0 and self.limit != 0:
-        raise WorkbookError(f"the corpus {self.name!r} holds no documents")
+        skipped = getattr(self.source, "skipped", None)
+        raise WorkbookError(f"the corpus {str(getattr(self.source, 'path', self.name))!r} holds no documents" + (f"; {len(skipped)} were skipped, the first: {next(iter(skipped.values()))}" if skipped else "; is it empty?"))
 
 # %% ../../nbs/part1_extraction/10_corpus.ipynb #8ef576d8
 @patch
@@ -226,6 +227,8 @@ def _shuffled(items, seed, size):
 class Joined:
     "Several indexed sources as one."
     def __init__(self, sources):
+        for s in sources:
+            if not hasattr(s, "__len__"): raise WorkbookError(f"{s.name!r} is read as a stream; only the workbook's own corpora, docs and concepts, can be joined by +. Open it alone")
         self.sources, self.name = sources, "+".join(s.name for s in sources)
         self.ends = list(itertools.accumulate(map(len, sources)))
     def __len__(self): return self.ends[-1]
@@ -240,6 +243,7 @@ def _open_source(spec, split, **kwargs):
     "One source by its name; own sources are imported only when asked for."
     if "+" in spec and not Path(spec).exists(): return Joined([_open_source(s, split) for s in spec.split("+")])
     name, _, rest = spec.partition(":")
+    if name == "concepts" and not (rest.isdecimal() or not rest): raise WorkbookError(f"corpus {spec!r}: write concepts:N with a number of documents, for example concepts:20000")
     if name == "concepts": return _own("concepts").ConceptSource(*([int(rest)] if rest else []), split=split)
     if name == "docs": return _own("docs").DocsSource(split=split)
     if name == "pile": return HubSource(PILE, **kwargs)

@@ -44,7 +44,7 @@ class Site(NamedTuple):
 
 def as_site(site:str|tuple)->Site:
     "`Site` from 'resid_post.3'; raises `WorkbookError` for what is none."
-    if isinstance(site, tuple): return Site(*site)
+    if isinstance(site, tuple): site = f"{site[0]}.{site[1]}"
     m = re.fullmatch(r"(\w+)\.(\d+)", site)
     if not m or m[1] not in KINDS: raise WorkbookError(f"site {site!r}: write kind.layer with one of {', '.join(KINDS)}, for example resid_post.3")
     return Site(m[1], int(m[2]))
@@ -120,8 +120,8 @@ def load_model(preset_or_path:str="workbook", # a preset, a local folder, or an 
     from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
     path = PRESETS[preset_or_path]() if preset_or_path in PRESETS else str(preset_or_path)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = dtype if dtype == "auto" or isinstance(dtype, torch.dtype) else getattr(torch, dtype, None)
-    if dtype is None: raise WorkbookError("dtype: use float32, bfloat16, float16 or auto")
+    asked, dtype = dtype, dtype if dtype == "auto" or isinstance(dtype, torch.dtype) else getattr(torch, str(dtype), None)
+    if dtype != "auto" and not isinstance(dtype, torch.dtype): raise WorkbookError(f"dtype={asked!r}: use float32, bfloat16, float16 or auto")
     common = dict(revision=revision, trust_remote_code=trust_remote_code)
     try:
         config = AutoConfig.from_pretrained(path, **common)

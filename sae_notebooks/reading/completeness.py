@@ -17,7 +17,7 @@ import torch
 from scipy import optimize, special, stats
 
 from ..core import WorkbookError, build_once, cache_path, progress
-from ..dictionaries.metrics import Collected, LabelledText, auroc_interval, collect, detection, label_text, null_auroc, score_of, take_rows
+from ..dictionaries.metrics import Collected, LabelledText, auroc_interval, choosing_half, collect, detection, label_text, null_auroc, score_of, take_rows
 from ..dictionaries.sae import SAE
 from ..extraction.concepts import Draw, Writer, shipped_grammar
 from ..extraction.corpus import Corpus, Document, ListSource, Span
@@ -35,7 +35,7 @@ def share_above(store:FeatureStore, features, values)->np.ndarray: # float64 [m]
 def last_token_features(store:FeatureStore, lm:LanguageModel, sae:SAE, prompts:list[str], # each ends with the thing in question
                         n:int=5, by:str="surprisal" # or "activation": the notes' plain reading
                       )->list[dict]: # feature, how many prompts excite it, and its mean score: decades of surprisal, or activation
-    "Features active on the last token of the prompts, the strongest first; raises `WorkbookError` for an empty or too long prompt."
+    "Features active on the last token of the prompts, the strongest first, among those that the store has seen active; raises `WorkbookError` for an empty or too long prompt."
     total, hit = np.zeros(store.n_features), np.zeros(store.n_features, np.int64)
     if not prompts: raise WorkbookError("no prompts: give at least one text that ends with the thing in question")
     for p in prompts:
@@ -44,6 +44,7 @@ def last_token_features(store:FeatureStore, lm:LanguageModel, sae:SAE, prompts:l
         codes = text_codes(lm, sae, e.ids); on = slice(*codes.indptr[last[0]:last[0] + 2].tolist())
         f, v = codes.indices[on].numpy(), codes.values[on].numpy()
         total[f] += -np.log10(share_above(store, f, v)) if by == "surprisal" else v; hit[f] += 1
+    total[store.counts == 0] = 0; hit[store.counts == 0] = 0 # nothing is known of them, so they would always be the most surprising
     best = np.argsort(-total, kind="stable")[:n]
     return [dict(feature=int(f), prompts=int(hit[f]), score=total[f] / len(prompts)) for f in best if hit[f]]
 
@@ -120,9 +121,9 @@ def mentions_read(lm:LanguageModel, corpus:Corpus, # that the dictionary was tra
 # %% ../../nbs/part3_reading/35_completeness.ipynb #48f9841d
 def best_detectors(got:Collected, text:LabelledText, seed:int=0, labels=None # sparse bool [units, concepts] in place of the text's own
                   )->pd.DataFrame: # a row for each concept: feature, threshold, f1, precision, recall, auroc
-    "For each label the feature with the best F1 on one half of the units, judged on the other half at the same threshold."
+    "For each label the feature with the best F1 on one half of the documents, judged on the other half at the same threshold."
     labels = text.units if labels is None else labels
-    half = np.isin(np.arange(len(text.document)), np.random.default_rng(seed).permutation(len(text.document))[:len(text.document) // 2])
+    half = choosing_half(text.document, seed)
     A, B, choose = take_rows(got.features, half), take_rows(got.features, ~half), detection(take_rows(got.features, half), labels[half])
     best, rows = choose["f1"].argmax(0), []
     for c, name in enumerate(text.names):
@@ -157,7 +158,7 @@ def firth(X:np.ndarray, # [n, m], with a column of ones
 # %% ../../nbs/part3_reading/35_completeness.ipynb #cc2eadfd
 def profile_interval(X, y, contrast, # [m]: the interval of the number t for which the coefficients give contrast(t) · β = 0
                      low:float, high:float, level:float=0.95)->tuple[float, float]: # within [low, high]
-    "Where −β·contrast crosses zero, as the t for which the constraint contrast(t)·β = 0 costs less penalised likelihood than χ²₁ allows."
+    "Profile interval of the t at which contrast(t)·β = 0: every t for which imposing that costs no more penalised likelihood than χ²₁ allows; infinite where it leaves [low, high], nan if none of 41 points in it does."
     best, allowed = _penalised(firth(X, y), X, y), stats.chi2.ppf(level, 1) / 2
     def loss(t): # maximise under the linear constraint by leaving one dimension out
         c = np.asarray(contrast(t), float); basis = np.linalg.svd(c[None])[2][1:].T
@@ -188,7 +189,7 @@ def coefficient_interval(X, y, j:int, level:float=0.95)->tuple[float, float]:
 def atlas(got:Collected, text:LabelledText, permutations:int=5, least:int=6, # positive units that each half must have
           seed:int=0)->pd.DataFrame: # a row for each concept
     "Best feature of every concept on held-out text: chosen on one half of the documents, judged on the other, with bootstrap interval and null."
-    docs = np.unique(text.document); half = np.isin(text.document, np.random.default_rng(seed).permutation(docs)[:len(docs) // 2])
+    half = choosing_half(text.document, seed)
     A, B = take_rows(got.features, half), take_rows(got.features, ~half)
     best = detection(A, text.units[half], full=False)["auroc"].argmax(0)
     null, rows = np.quantile(null_auroc(B, text.units[~half], text.document[~half], permutations, seed=seed), 0.95, axis=0), []

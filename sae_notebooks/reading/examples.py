@@ -17,6 +17,7 @@ import torch
 
 from ..core import WorkbookError, progress
 from ..dictionaries.sae import SAE
+from ..dictionaries.sparse import Codes
 from ..extraction.activations import around, special_ids, windows
 from ..extraction.language_model import LanguageModel, as_site
 from .features import Entry, FeatureStore, Hit
@@ -42,11 +43,11 @@ def _checked(sae, feature):
 # %% ../../nbs/part3_reading/31_examples.ipynb #35751fbc
 @torch.no_grad()
 def text_codes(lm:LanguageModel, sae:SAE, ids # [n] tokens
-              ): # `Codes` of n tokens; special tokens have none
+              ): # `Codes` of n tokens, on the CPU; special tokens have none
     "A text through model and dictionary."
     site, ids = site_of(lm, sae), _batch(lm, ids)
     x = lm.capture(ids, [site], **({"use_cache": False} if lm.generates else {}))[site][0].float()
-    codes = sae.encode(x.to(sae.W_enc.device))
+    codes = sae.encode(x.to(sae.W_enc.device)); codes = Codes(*(t.cpu() for t in codes[:3]), codes.n_features)
     text = ~torch.isin(ids[0], torch.from_numpy(special_ids(lm)).long())
     keep = text[codes.rows()]
     ends = torch.cat([torch.zeros(1, dtype=torch.int64), keep.cumsum(0)])
@@ -148,14 +149,9 @@ def reread(store:FeatureStore, lm:LanguageModel, sae:SAE, hit:Hit, how:bool=True
     return _read(lm, sae, hit.passage.text, w.ids[:end], offsets[at][:end], hit.feature, target, how)
 
 # %% ../../nbs/part3_reading/31_examples.ipynb #ae0f68b3
-@torch.no_grad()
 def unit_effect(sae:SAE, feature:int)->torch.Tensor: # [d]
     "What one unit of a feature adds to the model's activation."
-    one = torch.zeros(2, sae.n_features, device=sae.W_dec.device) if sae.n_features < 2**14 else None
-    if one is None: return (sae.W_dec[feature] / sae.scale).detach()
-    one[1, feature] = 1
-    zero, with_it = sae.decode(one)
-    return with_it - zero
+    return (sae.W_dec[_checked(sae, feature)] / sae.scale).detach()
 
 @torch.no_grad()
 def effects(lm:LanguageModel, sae:SAE, ids, feature:int, values:np.ndarray|None=None # its activations, if known
@@ -370,14 +366,14 @@ def feature_page(store:FeatureStore, feature:int, lm:LanguageModel|None=None, sa
 # %% ../../nbs/part3_reading/31_examples.ipynb #8007f9a4
 def strongest_features(lm:LanguageModel, sae:SAE, text:str, n:int=5, store:FeatureStore|None=None # whose maxima say what is strong for each feature
                       )->list[dict]: # feature, its highest value, where, and of what maximum
-    "The features that a text excites most: against their own maxima where a store knows them, else by value."
+    "The features that a text excites most: against their own maxima if there is a store (one that it has never seen active has none, and is left out), else by value."
     e, = lm.encode([text]); codes = text_codes(lm, sae, e.ids)
     top = torch.zeros(sae.n_features).scatter_reduce(0, codes.indices.long(), codes.values, "amax")
-    score = top / torch.from_numpy(np.maximum(store.max, 1e-9)).float() if store is not None else top
+    score = top / torch.from_numpy(np.where(store.max > 0, store.max, np.inf)).float() if store is not None else top
     out, rows = [], codes.rows()
     for f in score.argsort(descending=True, stable=True)[:n].tolist():
         of = (codes.indices == f).nonzero()[:, 0]
-        if not len(of): break
+        if not score[f] > 0: break
         at = int(rows[of[codes.values[of].argmax()]]); a, b = map(int, e.offsets[at])
         out.append(dict(feature=f, value=float(top[f]), token=text[a:b], position=at) | (dict(of_maximum=float(score[f])) if store is not None else {}))
     return out

@@ -248,12 +248,12 @@ def fuzz(self:Oracle, name:Name, contexts:list, marks:list)->np.ndarray: # float
 def concept_f1(store:FeatureStore, labels:Labels, keep:np.ndarray, # bool [tokens] to count
                size:int=16384)->np.ndarray: # float64 [concepts, features]
     "F1 = 2·both / (active + labelled) of 'the feature is active' for 'the token carries the concept', counted sparsely over some tokens."
-    both, on = np.zeros((len(labels.names), store.n_features)), np.zeros(store.n_features)
+    both, on = sp.csr_matrix((len(labels.names), store.n_features)), np.zeros(store.n_features)
     for a, codes in store.batches(size):
         x = codes.scipy().astype(bool)[keep[a:a + codes.n]].astype(np.float64); y = labels.matrix[a:a + codes.n][keep[a:a + codes.n]].astype(np.float64)
-        both += (y.T @ x).toarray(); on += np.asarray(x.sum(0)).ravel()
+        both = both + y.T @ x; on += np.asarray(x.sum(0)).ravel()
     have = np.asarray(labels.matrix[keep].sum(0), np.float64).ravel()
-    return 2 * both / np.maximum(1, on[None] + have[:, None])
+    return 2 * both.toarray() / np.maximum(1, on[None] + have[:, None])
 
 # %% ../../nbs/part3_reading/32_explanations.ipynb #86713c57
 _word = re.compile(r"\w+|\n|[^\w\s]")

@@ -102,7 +102,7 @@ def _encode_group(model, sae, group, site, settings):
         for p in _passes(model, [ws[i] for i in batch], [site], settings["token_budget"]):
             keep = np.flatnonzero(~np.isin(p.token, special))
             x = p.acts[site].flatten(0, 1)[torch.from_numpy(p.index[keep]).to(model.device)]
-            parts.append(sae.encode(x.float().to(device)))
+            codes = sae.encode(x.float().to(device)); parts.append(Codes(*(t.cpu() for t in codes[:3]), codes.n_features))
             rows.append(np.array([starts[int(o)] for o in p.document[keep]]) + p.position[keep])
     n, rows = sum(len(d.ids) for d in group), np.concatenate(rows) if rows else np.zeros(0, np.int64)
     where = np.full(n, len(rows)); where[rows] = np.arange(len(rows))   # the last row is empty
@@ -206,7 +206,7 @@ def _runs(out, data, ends, places):
 
 # %% ../../nbs/part3_reading/30_features.ipynb #5ae5bbff
 def transpose_files(folder:Path, # with by_token/ends, features, values
-                    n_features:int, dtype:str, memory:int=2**29): # bytes to work in
+                    n_features:int, dtype:str, memory:int=2**29): # bytes to work in; from 256 a feature on, runs are long enough to be written in one piece
     "Write the entries by feature: blocks of tokens are turned in memory, and every feature's run goes to its place. Goes on where it was interrupted."
     source, target, work = folder/"by_token", folder/"by_feature", folder/".work"
     ends, kinds, block = _array(source/"ends", np.int64), dict(features=feature_type(n_features), values=BITS[dtype]), max(1, memory // 32) # bytes an entry takes while it is turned

@@ -17,7 +17,7 @@ import torch
 from scipy import stats
 
 from ..core import WorkbookError, progress
-from ..dictionaries.metrics import Columns, LabelledText, columns, dense_auroc, detection, label_text, take_rows as some_rows
+from ..dictionaries.metrics import Columns, LabelledText, choosing_half, columns, dense_auroc, detection, label_text, take_rows as some_rows
 from ..dictionaries.sae import SAE
 from ..dictionaries.sparse import Codes, keep_entries, transpose, weighted_rows
 from ..extraction.activations import _groups, _passes, default_budget, plan_batches, special_ids, tokenised, windows
@@ -127,16 +127,18 @@ def turned(document:np.ndarray, # [n] documents' ordinals, each a run
     runs = np.split(np.arange(len(document)), np.flatnonzero(np.diff(document)) + 1)
     return torch.from_numpy(np.concatenate([np.roll(r, rng.integers(1, max(2, len(r)))) for r in runs])) if len(document) else torch.zeros(0, dtype=torch.int64)
 
-def _only(codes, a, b): # the features a:b
-    c = keep_entries(codes, (codes.indices >= a) & (codes.indices < b))
-    return c._replace(indices=c.indices - a, n_features=b - a)
+def _only(codes, features): # these, int64 [m] ascending
+    place = torch.full((codes.n_features,), -1, dtype=torch.int32); place[torch.from_numpy(features)] = torch.arange(len(features), dtype=torch.int32)
+    c = keep_entries(codes, place[codes.indices.long()] >= 0)
+    return c._replace(indices=place[c.indices.long()], n_features=len(features))
 
 # %% ../../nbs/part3_reading/33_neurons.ipynb #490021b5
 @dataclass
 class Matches:
     "The best columns of every feature."
     names: list # of the columns: (site, number)
-    count: np.ndarray # int64 [F] tokens on which each feature is active
+    features: np.ndarray # int64 [F] which, ascending
+    count: np.ndarray # int64 [F] tokens on which each is active
     tokens: int
     passes: int # over the text
     place: dict # group → int64 [F, k] columns
@@ -146,8 +148,9 @@ class Matches:
     def best(self, group:str="neurons")->np.ndarray: return np.abs(self.r[group][:, 0]) # [F]
     def of(self, feature:int, group:str="neurons"): # rows: site, number, r
         "The best columns of one feature."
-        if not 0 <= feature < len(self.count): raise WorkbookError(f"feature {feature}: these are matches of features 0…{len(self.count) - 1}")
-        return pd.DataFrame([dict(site=str(self.names[p][0]), number=self.names[p][1], r=r) for p, r in zip(self.place[group][feature], self.r[group][feature])])
+        row = int(np.searchsorted(self.features, feature))
+        if row == len(self.features) or self.features[row] != feature: raise WorkbookError(f"feature {feature}: these are matches of {len(self.features):,} features, {self.features[0]}…{self.features[-1]}, and it is not one of them")
+        return pd.DataFrame([dict(site=str(self.names[p][0]), number=self.names[p][1], r=r) for p, r in zip(self.place[group][row], self.r[group][row])])
 
 # %% ../../nbs/part3_reading/33_neurons.ipynb #b94ef8e0
 def _groups_of(columns): # group → columns
@@ -157,35 +160,38 @@ def _groups_of(columns): # group → columns
 
 def correlate(lm:LanguageModel, sae:SAE, corpus:Corpus, tokens:float=100_000,
               sites=None, # what to compare with; None: everything that precedes
+              features=None, # which; None: all
               shifts:int=2, k:int=3, # nulls for each feature; best columns to keep
               memory:int=2**30, seed:int=0 # bytes for the sums
              )->Matches:
-    "Pearson's r of every feature with every neuron and residual dimension before it, on a corpus' text tokens."
+    "Pearson's r of features with every neuron and residual dimension before them, on a corpus' text tokens; raises `WorkbookError` for a feature that the SAE does not have, or an SAE of another width."
     site = as_site((sae.meta or {}).get("site") or lm.middle)
     sites = [as_site(s) for s in sites or preceding(lm, site)]
     read = sites if site in sites else [*sites, site]
     columns = columns_of(lm, read)
     if columns[site].stop - columns[site].start != sae.d: raise WorkbookError(f"the SAE reads {sae.d} numbers a token, but {site} of {lm.name} has {columns[site].stop - columns[site].start}")
     compared = {s: columns[s] for s in sites}; m = max(c.stop for c in compared.values())
-    block = max(1, min(sae.n_features, memory // (8 * m * (1 + shifts))))
-    parts = [_correlate_block(lm, sae, corpus, tokens, read, columns[site], m, a, min(a + block, sae.n_features), _groups_of(compared), shifts, k, seed) for a in range(0, sae.n_features, block)]
+    chosen = np.arange(sae.n_features) if features is None else np.unique(np.asarray(features, np.int64))
+    if not len(chosen) or chosen[0] < 0 or chosen[-1] >= sae.n_features: raise WorkbookError(f"features {chosen[[0, -1]].tolist() if len(chosen) else []}: this dictionary has features 0…{sae.n_features - 1}; ask for at least one of them")
+    block = max(1, min(len(chosen), memory // (8 * m * (1 + shifts))))
+    parts = [_correlate_block(lm, sae, corpus, tokens, read, columns[site], m, chosen[a:a + block], _groups_of(compared), shifts, k, seed) for a in range(0, len(chosen), block)]
     join = lambda i: {g: np.concatenate([p[i][g] for p in parts]) for g in parts[0][i]}
-    return Matches([(s, i) for s, c in compared.items() for i in range(c.stop - c.start)], np.concatenate([p[0] for p in parts]), parts[0][4], len(parts), join(1), join(2), join(3))
+    return Matches([(s, i) for s, c in compared.items() for i in range(c.stop - c.start)], chosen, np.concatenate([p[0] for p in parts]), parts[0][4], len(parts), join(1), join(2), join(3))
 
 # %% ../../nbs/part3_reading/33_neurons.ipynb #98db1836
-def _correlate_block(lm, sae, corpus, tokens, read, own, m, a, b, groups, shifts, k, seed):
-    "One pass for the features a:b."
-    real, null = Correlation(b - a, m), [Correlation(b - a, m) for _ in range(shifts)]
-    count = np.zeros(b - a, np.int64)
+def _correlate_block(lm, sae, corpus, tokens, read, own, m, features, groups, shifts, k, seed):
+    "One pass for some features."
+    real, null = Correlation(len(features), m), [Correlation(len(features), m) for _ in range(shifts)]
+    count = np.zeros(len(features), np.int64)
     for i, slab in enumerate(slabs(lm, corpus, read, tokens)):
         codes = sae.encode(slab.x[:, own].to(sae.W_enc.device))
-        codes = _only(Codes(*(t.cpu() for t in codes[:3]), codes.n_features), a, b)
-        count += np.bincount(codes.indices.numpy(), minlength=b - a)
+        codes = _only(Codes(*(t.cpu() for t in codes[:3]), codes.n_features), features)
+        count += np.bincount(codes.indices.numpy(), minlength=len(features))
         y = slab.x[:, :m]
         real.add(codes, y)
         for j, c in enumerate(null): c.add(take_rows(codes, turned(slab.document, np.random.default_rng([seed, i, j]))), y)
     found = {g: real.best(min(k, len(c)), c) for g, c in groups.items()}
-    chance = {g: np.stack([np.abs(c_.best(1, c)[1][:, 0]) for c_ in null], 1) if null else np.zeros((b - a, 0)) for g, c in groups.items()}
+    chance = {g: np.stack([np.abs(c_.best(1, c)[1][:, 0]) for c_ in null], 1) if null else np.zeros((len(features), 0)) for g, c in groups.items()}
     return count, {g: v[0] for g, v in found.items()}, {g: v[1] for g, v in found.items()}, chance, real.n
 
 # %% ../../nbs/part3_reading/33_neurons.ipynb #e5765d7c
@@ -294,11 +300,10 @@ def interpretability(got:Responses, sentence_labels=None, token_labels=None, # b
                      least:int=10, # in either half: documents in which a unit must be active, sentences (and tokens) that a concept must have
                      k:int=20, seed:int=0)->pd.DataFrame: # one row a unit: kind, unit, auroc, concept_share, agreement
     "Three scores of every unit, chosen on one half of the documents and measured on the other."
-    docs, S, T = np.unique(got.text.document), got.text.units if sentence_labels is None else sentence_labels, got.text.tokens if token_labels is None else token_labels
-    A = np.sort(np.random.default_rng(seed).permutation(docs)[:len(docs) // 2]); B = np.setdiff1d(docs, A)
-    half, out = np.isin(got.text.document, A), []
-    ok_S, ok_T = _frequent(S, half, least), _frequent(T, np.isin(got.text.document[got.text.unit], A), least)
-    if not (ok_S.any() and ok_T.any()): raise WorkbookError(f"no concept has {least} sentences in both halves of {len(docs)} documents; read more tokens")
+    S, T = got.text.units if sentence_labels is None else sentence_labels, got.text.tokens if token_labels is None else token_labels
+    half, out = choosing_half(got.text.document, seed), []; A, B = np.unique(got.text.document[half]), np.unique(got.text.document[~half])
+    ok_S, ok_T = _frequent(S, half, least), _frequent(T, half[got.text.unit], least)
+    if not (ok_S.any() and ok_T.any()): raise WorkbookError(f"no concept has {least} sentences in both halves of {len(A) + len(B)} documents; read more tokens")
     for kind, units in got.units.items():
         score = (lambda h: detection(some_rows(got.features, h), S[h], full=False)["auroc"]) if kind == "features" else (lambda h: dense_auroc(got.dense[kind][h], S[h]))
         a_auc, b_auc = _chosen(score(half), score(~half), ok_S)

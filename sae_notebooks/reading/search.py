@@ -16,7 +16,7 @@ import torch
 
 from ..core import WorkbookError
 from ..dictionaries.sae import SAE
-from ..dictionaries.sparse import dots
+from ..dictionaries.sparse import Codes, dots
 from ..extraction.language_model import LanguageModel
 from .examples import _batch, site_of, text_codes, vocabulary_scores
 from .features import FeatureStore, to_bits
@@ -173,7 +173,7 @@ def _gradient(lm, sae, prompt, answer): # activations, gradients [n, d] at the p
     ids, start = _with_answer(lm, prompt, answer); ids, site = ids.to(lm.device), site_of(lm, sae)
     x = lm.capture(ids, [site], use_cache=False)[site].detach().requires_grad_(True)
     with torch.enable_grad(): m = _log_probability(lm, ids, start, {site: lambda _: x}).sum()
-    return torch.autograd.grad(m, x)[0][0, :start].float(), float(m.detach())
+    return torch.autograd.grad(m, x)[0][0, :start].float().to(sae.W_dec.device), float(m.detach())
 
 # %% ../../nbs/part3_reading/36_search.ipynb #81491397
 def attribution(lm:LanguageModel, sae:SAE, prompt:str, answer:str, # the continuation, with its space
@@ -182,7 +182,8 @@ def attribution(lm:LanguageModel, sae:SAE, prompt:str, answer:str, # the continu
     "First-order effect of each feature of the prompt on the log-probability of a continuation (less that of a rival)."
     gradient = _gradient(lm, sae, prompt, answer)[0] - (_gradient(lm, sae, prompt, against)[0] if against else 0)
     codes = text_codes(lm, sae, lm.encode([prompt])[0].ids)
-    effect = codes.values * dots(codes, gradient, sae.W_dec.detach()) / sae.scale
+    there = Codes(*(t.to(gradient.device) for t in codes[:3]), codes.n_features)
+    effect = (there.values * dots(there, gradient, sae.W_dec.detach()) / sae.scale).cpu()
     return np.bincount(codes.indices.numpy(), effect.double().numpy(), minlength=sae.n_features)
 
 @torch.no_grad()
@@ -196,8 +197,8 @@ def ablated(lm:LanguageModel, sae:SAE, prompt:str, answer:str, features, against
         for part in np.array_split(np.arange(len(features)), max(1, math.ceil(len(features) * ids.shape[1] / budget))):
             z = torch.zeros(len(part), ids.shape[1])
             for i, k in enumerate(part): on = codes.indices == int(features[k]); z[i, codes.rows()[on]] = codes.values[on]
-            change = z[..., None] * (sae.W_dec[torch.as_tensor(np.asarray(features)[part])] / sae.scale)[:, None]
-            out[part] += sign * (clean - _log_probability(lm, ids.expand(len(part), -1), start, {site: lambda x: x - change.to(x)}).double().numpy())
+            change = z[..., None].to(sae.W_dec) * (sae.W_dec[torch.as_tensor(np.asarray(features)[part])] / sae.scale)[:, None]
+            out[part] += sign * (clean - _log_probability(lm, ids.expand(len(part), -1), start, {site: lambda x: x - change.to(x)}).cpu().double().numpy())
     return out
 
 # %% ../../nbs/part3_reading/36_search.ipynb #b79180fe
@@ -217,15 +218,15 @@ def boosted(lm:LanguageModel, sae:SAE, store:FeatureStore, prompt:str, word:str,
             budget:int=4096)->tuple[np.ndarray, list]: # [m] gain of the word's log-probability in nats; [m] the token that the model now says first
     "Set each feature in turn to a multiple of its maximum at every token, and look at the output."
     ids, start = _with_answer(lm, prompt, word); ids, site = ids.to(lm.device), site_of(lm, sae)
-    codes = text_codes(lm, sae, ids[0]); clean = float(_log_probability(lm, ids, start, {})[0])
+    codes = text_codes(lm, sae, ids[0].cpu()); clean = float(_log_probability(lm, ids, start, {})[0])
     gain, says, features = np.zeros(len(features)), [], np.asarray(features, np.int64)
     for part in np.array_split(features, max(1, math.ceil(len(features) * ids.shape[1] / budget))):
         z = torch.from_numpy(times * store.max[part]).float()[:, None].repeat(1, ids.shape[1])
         for i, f in enumerate(part): on = codes.indices == int(f); z[i, codes.rows()[on]] -= codes.values[on]
-        change = z[..., None] * (sae.W_dec[torch.from_numpy(part)] / sae.scale)[:, None]
+        change = z[..., None].to(sae.W_dec) * (sae.W_dec[torch.from_numpy(part)] / sae.scale)[:, None]
         with lm.edited({site: lambda x: x + change.to(x)}): logits = lm.model(input_ids=ids.expand(len(part), -1), use_cache=False).logits[:, start - 1:-1].float()
         p = logits.log_softmax(-1).gather(2, ids[:, start:].expand(len(part), -1)[..., None])[..., 0].sum(1)
-        at = len(says); gain[at:at + len(part)] = p.double().numpy() - clean
+        at = len(says); gain[at:at + len(part)] = p.cpu().double().numpy() - clean
         says += [lm.tokenizer.decode([t]) for t in logits[:, 0].argmax(-1).tolist()]
     return gain, says
 
@@ -234,7 +235,7 @@ def candidates(lm:LanguageModel, sae:SAE, store:FeatureStore, prompt:str, word:s
     "Features worth boosting: half of them by the logit lens of the word's first token, half by gradient × boost."
     gradient, first = _gradient(lm, sae, prompt, word)[0].sum(0), int(lm.encode([word], specials=False)[0].ids[0])
     alive, kept = store.alive, []
-    slope = ((sae.W_dec.detach() @ gradient) / sae.scale).numpy() * times * store.max
+    slope = ((sae.W_dec.detach() @ gradient) / sae.scale).cpu().numpy() * times * store.max
     lens = np.concatenate([vocabulary_scores(lm, w)[:, first].cpu().numpy() for w in sae.W_dec.detach().split(1024)])
     order = [alive[np.argsort(-s[alive], kind="stable")][:m] for s in (lens, slope)]
     for f in itertools.chain(*zip(*map(np.ndarray.tolist, order))):
