@@ -92,7 +92,7 @@ def _error(s): return s["e2"] / s["n"] # E‖x − x̂‖²
 
 RECONSTRUCTION = {
     "explained_variance": ("1 − E‖x−x̂‖² / E‖x−x̄‖²; x̄ the mean of the evaluated tokens", lambda s: 1 - _error(s) / _variance(s)),
-    "explained_variance_per_token": ("1 − mean over tokens of ‖x−x̂‖²/‖x−c‖², c the mean of the first batch (SAEBench's published numbers)", lambda s: 1 - s["e2_c2"] / s["n"]),
+    "explained_variance_per_token": ("1 − mean over tokens of ‖x−x̂‖²/‖x−c‖², c the mean of the first batch (as SAEBench's published numbers, but with c fixed)", lambda s: 1 - s["e2_c2"] / s["n"]),
     "explained_variance_centred": ("1 − Σⱼ Var(xⱼ−x̂ⱼ) / Σⱼ Var(xⱼ): forgives a constant offset (dictionary_learning's)", lambda s: 1 - (s["e2"] - _square(s["e"]) / s["n"]) / s["n"] / _variance(s)),
     "cosine": ("mean over tokens of x·x̂ / ‖x‖‖x̂‖; the mean of x is not taken off", lambda s: s["cosine"] / s["n"]),
     "norm_ratio": ("mean over tokens of ‖x̂‖ / ‖x‖; below 1 is shrinkage", lambda s: s["ratio"] / s["n"]),

@@ -690,7 +690,7 @@ def plot_log(folder:str|Path, # of `train`
     for i in sorted({r["which"] for r in log}):
         mine = [r for r in log if r["which"] == i]
         for ax, key, unit in zip(axes.flat, ("explained_variance", "l0", "dead"), (1, 1, 100)): ax.plot([r["tokens"] / 1000 for r in mine], [unit * r[key] for r in mine], label=names[i] if names else str(i))
-    if len({r["which"] for r in log}) > 1: axes.flat[1].legend(fontsize=7)
+    if len({r["which"] for r in log}) > 1: axes.flat[2].legend(fontsize=7)
     axes.flat[0].set_ylim(0, 1); axes.flat[1].set_yscale("log")
     axes.flat[2].set_ylim(0, max(1.0, 110 * max(r["dead"] for r in log)))
     fig.tight_layout()
