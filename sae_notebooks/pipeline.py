@@ -21,7 +21,7 @@ from .dictionaries.sae import SAE
 from .dictionaries.training import TrainConfig, preset, read_log, train
 from .extraction.activations import Store, extract, fingerprint
 from .extraction.corpus import Corpus, open_corpus
-from .extraction.language_model import load_model
+from .extraction.language_model import default_device, load_model
 from .reading.examples import Html, density_histogram, feature_card, html_page, lens_bound, logit_lens
 from .reading.features import FeatureStore, build_store, sae_fingerprint
 
@@ -119,7 +119,7 @@ class Run:
 def lm(self:Run): return self.stage("model", lambda: load_model(self.config.preset, self.config.dtype, self.config.device))
 
 @patch(as_prop=True)
-def device(self:Run)->torch.device: return torch.device(self.config.device or ("cuda" if torch.cuda.is_available() else "cpu")) # known before the model is loaded
+def device(self:Run)->torch.device: return default_device(self.config.device) # known before the model is loaded
 
 @patch(as_prop=True)
 def corpora(self:Run): return self.stage("corpus", lambda: divided(self.config))

@@ -164,10 +164,12 @@ def load(cls:SAE, folder:str|Path)->SAE:
     if not isinstance(about, dict) or about.get("format") != 1: raise WorkbookError(f"{file}: format {about.get('format') if isinstance(about, dict) else about!r}; this version reads format 1")
     try: d, n, variant, k, scale, meta = (about[key] for key in ("d", "n_features", "variant", "k", "scale", "meta"))
     except KeyError as e: raise WorkbookError(f"{file}: has no {e}; save the dictionary again") from None
-    wanted = dict(W_enc=(n, d), b_enc=(n,), W_dec=(n, d), b_dec=(d,), threshold=(n,), mean=(d,)) # compared before anything is allocated
-    if (found := {k: tuple(v.shape) for k, v in tensors.items()}) != wanted: raise WorkbookError(f"{folder}/sae.safetensors: holds {found}, but sae.json describes {wanted}")
-    try: sae = cls(d, n, variant, k, scale, meta=meta)
+    make = lambda: cls(d, n, variant, k, scale, meta=meta)
+    try:
+        with torch.device("meta"): wanted = {name: tuple(v.shape) for name, v in make().state_dict().items()} # compared before anything is allocated
     except TypeError as e: raise WorkbookError(f"{file}: a value of the wrong kind ({e}); save the dictionary again") from None
+    if (found := {k: tuple(v.shape) for k, v in tensors.items()}) != wanted: raise WorkbookError(f"{folder}/sae.safetensors: holds {found}, but sae.json describes {wanted}")
+    sae = make()
     sae.load_state_dict({k: v.float() for k, v in tensors.items()})
     return sae
 

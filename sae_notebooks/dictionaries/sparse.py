@@ -35,6 +35,7 @@ class Codes(NamedTuple):
     @property
     def l0(self): return len(self.indices) / max(1, self.n) # mean number of active features of a token
     def rows(self): return torch.repeat_interleave(torch.arange(self.n, device=self.indptr.device), self.indptr.diff()) # int64 [entries]: each entry's token
+    def to(self, device): return Codes(*(t.to(device) for t in self[:3]), self.n_features)
     def dense(self): # [n, n_features]
         out = torch.zeros(self.n, self.n_features, dtype=self.values.dtype, device=self.values.device)
         out[self.rows(), self.indices.long()] = self.values

@@ -17,7 +17,6 @@ import torch
 
 from ..core import WorkbookError, progress
 from ..dictionaries.sae import SAE
-from ..dictionaries.sparse import Codes
 from ..extraction.activations import around, special_ids, windows
 from ..extraction.language_model import LanguageModel, as_site
 from .features import Entry, FeatureStore, Hit
@@ -47,7 +46,7 @@ def text_codes(lm:LanguageModel, sae:SAE, ids # [n] tokens
     "A text through model and dictionary."
     site, ids = site_of(lm, sae), _batch(lm, ids)
     x = lm.capture(ids, [site], **({"use_cache": False} if lm.generates else {}))[site][0].float()
-    codes = sae.encode(x.to(sae.W_enc.device)); codes = Codes(*(t.cpu() for t in codes[:3]), codes.n_features)
+    codes = sae.encode(x.to(sae.W_enc.device)).to("cpu")
     text = ~torch.isin(ids[0], torch.from_numpy(special_ids(lm)).long())
     keep = text[codes.rows()]
     ends = torch.cat([torch.zeros(1, dtype=torch.int64), keep.cumsum(0)])

@@ -102,7 +102,7 @@ def _encode_group(model, sae, group, site, settings):
         for p in _passes(model, [ws[i] for i in batch], [site], settings["token_budget"]):
             keep = np.flatnonzero(~np.isin(p.token, special))
             x = p.acts[site].flatten(0, 1)[torch.from_numpy(p.index[keep]).to(model.device)]
-            codes = sae.encode(x.float().to(device)); parts.append(Codes(*(t.cpu() for t in codes[:3]), codes.n_features))
+            parts.append(sae.encode(x.float().to(device)).to("cpu"))
             rows.append(np.array([starts[int(o)] for o in p.document[keep]]) + p.position[keep])
     n, rows = sum(len(d.ids) for d in group), np.concatenate(rows) if rows else np.zeros(0, np.int64)
     where = np.full(n, len(rows)); where[rows] = np.arange(len(rows))   # the last row is empty

@@ -184,8 +184,7 @@ def _correlate_block(lm, sae, corpus, tokens, read, own, m, features, groups, sh
     real, null = Correlation(len(features), m), [Correlation(len(features), m) for _ in range(shifts)]
     count = np.zeros(len(features), np.int64)
     for i, slab in enumerate(slabs(lm, corpus, read, tokens)):
-        codes = sae.encode(slab.x[:, own].to(sae.W_enc.device))
-        codes = _only(Codes(*(t.cpu() for t in codes[:3]), codes.n_features), features)
+        codes = _only(sae.encode(slab.x[:, own].to(sae.W_enc.device)).to("cpu"), features)
         count += np.bincount(codes.indices.numpy(), minlength=len(features))
         y = slab.x[:, :m]
         real.add(codes, y)

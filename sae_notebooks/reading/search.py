@@ -16,7 +16,7 @@ import torch
 
 from ..core import WorkbookError
 from ..dictionaries.sae import SAE
-from ..dictionaries.sparse import Codes, dots
+from ..dictionaries.sparse import dots
 from ..extraction.language_model import LanguageModel
 from .examples import _batch, site_of, text_codes, vocabulary_scores
 from .features import FeatureStore, to_bits
@@ -181,10 +181,9 @@ def attribution(lm:LanguageModel, sae:SAE, prompt:str, answer:str, # the continu
                )->np.ndarray: # float64 [F] nats
     "First-order effect of each feature of the prompt on the log-probability of a continuation (less that of a rival)."
     gradient = _gradient(lm, sae, prompt, answer)[0] - (_gradient(lm, sae, prompt, against)[0] if against else 0)
-    codes = text_codes(lm, sae, lm.encode([prompt])[0].ids)
-    there = Codes(*(t.to(gradient.device) for t in codes[:3]), codes.n_features)
-    effect = (there.values * dots(there, gradient, sae.W_dec.detach()) / sae.scale).cpu()
-    return np.bincount(codes.indices.numpy(), effect.double().numpy(), minlength=sae.n_features)
+    codes = text_codes(lm, sae, lm.encode([prompt])[0].ids).to(gradient.device)
+    effect = (codes.values * dots(codes, gradient, sae.W_dec.detach()) / sae.scale).cpu()
+    return np.bincount(codes.indices.cpu().numpy(), effect.double().numpy(), minlength=sae.n_features)
 
 @torch.no_grad()
 def ablated(lm:LanguageModel, sae:SAE, prompt:str, answer:str, features, against:str|None=None, budget:int=4096 # tokens in a batch
