@@ -59,7 +59,7 @@ def neighbours(queries:torch.Tensor, # [n, d] directions of any length
 def scrambled(directions:torch.Tensor, seed:int=0)->torch.Tensor:
     "Every direction with its own coordinates in another order."
     g = torch.Generator().manual_seed(seed)
-    return directions.gather(1, torch.rand(directions.shape, generator=g).argsort(1))
+    return directions.gather(1, torch.rand(directions.shape, generator=g).argsort(1).to(directions.device))
 
 def rotated(directions:torch.Tensor, seed:int=0)->torch.Tensor:
     "All directions under one random rotation: their geometry is kept, their place in the model is lost."
@@ -87,7 +87,7 @@ def nearest(directions:torch.Tensor, k:int=10, exact_below:int=2**20, breadth:in
 def recall(found:Neighbours, true:Neighbours)->float:
     "Share of the true neighbours that were found."
     k = min(found.index.shape[1], true.index.shape[1])
-    return float((found.index[:, :k, None] == true.index[:, None, :k]).any(2).float().mean())
+    return float((found.index[:, :k, None] == true.index[:, None, :k].to(found.index.device)).any(2).float().mean())
 
 # %% ../../nbs/part3_reading/34_geometry.ipynb #bc6806ef
 @dataclass
@@ -177,7 +177,7 @@ def neighbourhood(sae:SAE, feature:int, n:int=100)->torch.Tensor: # int64 [n + 1
     if not 0 <= feature < sae.n_features: raise WorkbookError(f"feature {feature}: this dictionary has features 0…{sae.n_features - 1}")
     D = sae.decoder_directions()
     order = neighbours(D[feature][None], D, k=n + 1).index[0]
-    return torch.cat([torch.tensor([feature]), order[order != feature][:n]])
+    return torch.cat([order.new_tensor([feature]), order[order != feature][:n]])
 
 # %% ../../nbs/part3_reading/34_geometry.ipynb #f21a5d9a
 def centred(directions:torch.Tensor, features)->torch.Tensor: # [n, d], of length one

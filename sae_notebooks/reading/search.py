@@ -143,15 +143,15 @@ def direction_of(store:FeatureStore, sae:SAE, near, lm:LanguageModel|None=None)-
     if isinstance(near, (str, Excited)):
         e = near if isinstance(near, Excited) else excite(lm, sae, near)
         code = torch.from_numpy(-store.summary["sum"] / store.text_tokens).float(); code[e.features] += torch.from_numpy(e.mean)
-        return code @ sae.W_dec.detach()
-    v = torch.as_tensor(near, dtype=torch.float32)
+        return code.to(sae.W_dec.device) @ sae.W_dec.detach()
+    v = torch.as_tensor(near, dtype=torch.float32, device=sae.W_dec.device)
     if v.shape != (sae.d,): raise WorkbookError(f"near: a direction of shape {list(v.shape)}; this dictionary's have [{sae.d}]. Give a feature's number, a text, or such a vector")
     return v
 
 def by_direction(store:FeatureStore, sae:SAE, near, lm:LanguageModel|None=None)->Evidence:
     "Features by the cosine of their decoder rows with a direction; the feature itself is left out."
     v = direction_of(store, sae, near, lm)
-    score = (sae.decoder_directions() @ (v / v.norm().clamp_min(1e-12))).numpy().astype(np.float64)
+    score = (sae.decoder_directions() @ (v / v.norm().clamp_min(1e-12))).cpu().numpy().astype(np.float64)
     if isinstance(near, (int, np.integer)): score[near] = -np.inf
     what = f"feature {near}" if isinstance(near, (int, np.integer)) else "the text's mean code" if isinstance(near, (str, Excited)) else "the direction"
     return Evidence("near", score, lambda f: f"cosine {score[f]:.2f} with {what}")
