@@ -8,7 +8,7 @@ __all__ = ['POISSON', 'RECONSTRUCTION', 'PEERS', 'ACTIVITY', 'DOWNSTREAM', 'DEFI
            'density_histogram', 'Evaluation', 'evaluate', 'describe_metrics', 'Columns', 'columns', 'take_rows',
            'detection', 'dense_auroc', 'score_of', 'at_threshold', 'LabelledText', 'label_text', 'Collected', 'collect',
            'linear_probe', 'auroc_interval', 'shuffled', 'null_auroc', 'choosing_half', 'truth_table', 'token_auroc',
-           'probe_set']
+           'probe_set', 'k_sparse_auroc']
 
 # %% ../../nbs/part2_dictionaries/22_metrics.ipynb #3d426cee
 import math, re
@@ -653,3 +653,22 @@ def probe_set(sae, lm:LanguageModel, features:dict, # concept → feature to jud
         low, high = auroc_interval(score[mine], is_probe[mine], np.flatnonzero(mine))
         rows.append(dict(concept=name, probes=int((mine & is_probe).sum()), controls=int((mine & ~is_probe).sum()), against_controls=one(mine), low=low, high=high, against_others=one(mine & is_probe | rival), probes_on=float((score[mine & is_probe] > 0).mean()), controls_on=float((score[mine & ~is_probe] > 0).mean())))
     return pd.DataFrame(rows).set_index("concept")
+
+# %% ../../nbs/part2_dictionaries/22_metrics.ipynb #0a28abe7
+def _aurocs(scores, labels): return detection(scores, labels, full=False)["auroc"] if isinstance(scores, Columns) else dense_auroc(scores, labels) # [m, C]
+def _few(scores, features): return np.column_stack([score_of(scores, f) for f in features]) if isinstance(scores, Columns) else scores[:, features] # [n, k]
+
+def k_sparse_auroc(learn, # `Columns`, or dense [n, m]: scores of the rows to learn from
+                   labels:sp.csr_matrix, # bool [n, C], theirs
+                   judge, judged:sp.csr_matrix, # scores of the same features, and labels, of other rows
+                   ks:tuple=(1, 2, 5, 10, 20, 50))->np.ndarray: # [len(ks), C]
+    "AUROC on other rows of logistic regressions on the k scores that tell each concept best, alone and either way (k-sparse probing, Gurnee et al. 2023)."
+    order = np.argsort(-np.abs(_aurocs(learn, labels) - 0.5), axis=0, kind="stable")
+    if max(ks) > len(order): raise WorkbookError(f"ks={ks}: there are only {len(order)} features to choose from")
+    out = np.empty((len(ks), labels.shape[1]))
+    for c in range(labels.shape[1]):
+        a, b = (_few(s, order[:max(ks), c]) for s in (learn, judge))
+        for i, k in enumerate(ks):
+            w, bias = linear_probe(a[:, :k], labels[:, [c]])
+            out[i, c] = dense_auroc(b[:, :k] @ w + bias, judged[:, [c]])[0, 0]
+    return out
