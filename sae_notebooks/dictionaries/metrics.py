@@ -319,7 +319,7 @@ def _on_rows(ev, source, tokens):
 # %% ../../nbs/part2_dictionaries/22_metrics.ipynb #76092b55
 def _on_corpus(ev, corpus, lm, site, tokens, downstream, replace_specials):
     "First the documents whose predictions are measured, then the rest."
-    context = min(lm.context, max(256, 2**28 // lm.model.config.vocab_size)) # a row's logits take at most 1 GB
+    context = min(lm.context, max(256, 2**28 // lm.vocabulary)) # a row's logits take at most 1 GB
     first = list(sequence_batches(lm, corpus, downstream, context=context)) if downstream else []
     last = max((int(p.document.max()) for p in first), default=corpus.start - 1)
     left = tokens - sum(int(p.own.sum()) for p in first)

@@ -111,7 +111,7 @@ def tokenised(model:LanguageModel, corpus:Corpus, characters:int=2**20): # of te
 def token_counts(model:LanguageModel, corpus:Corpus, tokens:int=1_000_000, # how far to look
                  specials:bool=False)->np.ndarray: # [vocabulary] int64
     "How often each token occurs at the beginning of a corpus."
-    counts, seen = np.zeros(max(len(model.tokenizer), model.model.config.vocab_size), np.int64), 0
+    counts, seen = np.zeros(model.vocabulary, np.int64), 0
     for d in tokenised(model, corpus.but(rank=0, world=1)):
         counts += np.bincount(d.ids, minlength=len(counts)); seen += len(d.ids)
         if seen >= tokens: break
@@ -270,8 +270,7 @@ def n_workers(device:torch.device)->int:
 
 def bytes_per_token(model:LanguageModel, widths)->int:
     "What one token needs in a pass: 8 copies of the residual stream, 4 of the MLP's neurons, 3 of each captured site."
-    config = model.model.config
-    neurons = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * model.width
+    neurons = getattr(model.config, "intermediate_size", None) or getattr(model.config, "n_inner", None) or 4 * model.width
     return model.dtype.itemsize * (8 * model.width + 4 * neurons + 3 * sum(widths))
 
 def default_budget(model:LanguageModel, widths)->int:
@@ -1013,7 +1012,7 @@ def extract(model:LanguageModel, corpus:Corpus, # its rank and world share the d
 # %% ../../nbs/part1_extraction/12_activations.ipynb #5c9c907e
 def _extract_rank(model, corpus, folder, settings, rates, special, memory):
     "This process's share, then the end of it all, if the others are through."
-    if rates is None: rates = np.full(max(len(model.tokenizer), model.model.config.vocab_size), settings["fraction"])
+    if rates is None: rates = np.full(model.vocabulary, settings["fraction"])
     path = folder/".work"/str(corpus.rank)/"state.json"
     if path.exists() and _read_json(path)["done"]: return _end(folder, settings, memory) # killed while closing
     writer = _Writer(folder, settings, rates, special, corpus.rank)

@@ -234,9 +234,9 @@ def vocabulary_scores(lm:LanguageModel, directions:torch.Tensor # [m, width] in 
                      )->torch.Tensor: # [m, vocabulary] standard deviations
     "Logit lens (nostalgebraist, 2020): directions through the weights of the final norm and the unembedding, each standardised over the vocabulary."
     lm.need_output("show what a feature makes likelier")
-    norm, x = _final_norm(lm), directions.to(lm.device, lm.dtype)
-    if isinstance(norm, torch.nn.LayerNorm): x = x - x.mean(1, keepdim=True)
-    logits = ((x * norm.weight) @ lm.model.get_output_embeddings().weight.T).float()[:, :len(lm.tokenizer)]
+    norm, x = _final_norm(lm), lm.width ** 0.5 * torch.nn.functional.normalize(directions.float(), dim=1).to(lm.device, lm.dtype)
+    x = norm(x) - norm(torch.zeros_like(x)) # without a bias, which no feature writes
+    logits = (x @ lm.model.get_output_embeddings().weight.T).float()[:, :len(lm.tokenizer)]
     return (logits - logits.mean(1, keepdim=True)) / logits.std(1, keepdim=True)
 
 def lens_bound(lm:LanguageModel, rows:int=256, level:float=0.95)->float:
