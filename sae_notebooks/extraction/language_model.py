@@ -69,7 +69,9 @@ AFTER = ("post_feedforward_layernorm", "post_mlp_layernorm") # of Gemma 2 and 3,
 
 def find_mlp_out(block:nn.Module)->nn.Module:
     "The module whose output the MLP adds to the residual stream: the norm behind the last matrix if there is one, else that matrix."
-    return next((getattr(block, n) for n in AFTER if hasattr(block, n)), None) or find_down(block)
+    for name in AFTER:
+        if hasattr(block, name): return getattr(block, name)
+    return find_down(block)
 
 # %% ../../nbs/part1_extraction/11_language_model.ipynb #5f38cdd6
 class LanguageModel:

@@ -235,7 +235,7 @@ def vocabulary_scores(lm:LanguageModel, directions:torch.Tensor # [m, width] in 
     "Logit lens (nostalgebraist, 2020): directions through the weights of the final norm and the unembedding, each standardised over the vocabulary."
     lm.need_output("show what a feature makes likelier")
     norm, x = _final_norm(lm), lm.width ** 0.5 * torch.nn.functional.normalize(directions.float(), dim=1).to(lm.device, lm.dtype)
-    x = norm(x) - norm(torch.zeros_like(x)) # without a bias, which no feature writes
+    x = norm(x) - norm(torch.zeros_like(x[:1])) # without a bias, which no feature writes
     logits = (x @ lm.model.get_output_embeddings().weight.T).float()[:, :len(lm.tokenizer)]
     return (logits - logits.mean(1, keepdim=True)) / logits.std(1, keepdim=True)
 
