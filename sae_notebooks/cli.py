@@ -13,75 +13,173 @@ from pathlib import Path
 from .core import WorkbookError, atomic_write
 
 # %% ../nbs/01_cli.ipynb #eb156509
-COMMANDS = {} # name → (function, function that adds its arguments)
+COMMANDS = {}  # name → (function, function that adds its arguments)
 
-def command(name:str, arguments=lambda parser: None):
+
+def command(name: str, arguments=lambda parser: None):
     "Register a command of `sae_workbook`."
+
     def register(f):
         COMMANDS[name] = (f, arguments)
         return f
+
     return register
 
 # %% ../nbs/01_cli.ipynb #d6555678
-def build_parser()->argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
     "The parser with all commands, each with its defaults shown."
+
     class shown(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-        def _get_help_string(self, action): return action.help if action.default is None else super()._get_help_string(action)
-    parser = argparse.ArgumentParser("sae_workbook", description="A research workbook on sparse autoencoders. `sae_workbook COMMAND --help` gives every option.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", title="commands")
+        def _get_help_string(self, action):
+            return action.help if action.default is None else super()._get_help_string(action)
+
+    parser = argparse.ArgumentParser(
+        "sae_workbook",
+        description=(
+            "A research workbook on sparse autoencoders. `sae_workbook COMMAND --help` gives every"
+            " option."
+        ),
+    )
+    commands = parser.add_subparsers(
+        dest="command", required=True, metavar="COMMAND", title="commands"
+    )
     for name, (f, arguments) in COMMANDS.items():
         line = f.__doc__.splitlines()[0]
-        arguments(commands.add_parser(name, help=line, description=line, formatter_class=shown, epilog=_preset_list() if arguments is _run_arguments and {name, "--help"} <= set(sys.argv) else None))
+        arguments(
+            commands.add_parser(
+                name,
+                help=line,
+                description=line,
+                formatter_class=shown,
+                epilog=(
+                    _preset_list()
+                    if arguments is _run_arguments and {name, "--help"} <= set(sys.argv)
+                    else None
+                ),
+            )
+        )
     return parser
 
-def main(argv:list[str]|None=None)->int: # the exit status
+
+def main(argv: list[str] | None = None) -> int:  # the exit status
     "Entry point: wrong input ends with one line on stderr and status 2."
     args = build_parser().parse_args(argv)
-    try: return int(COMMANDS[args.command][0](args) or 0)
-    except WorkbookError as e: print(f"sae_workbook {args.command}: {e}", file=sys.stderr); return 2
+    try:
+        return int(COMMANDS[args.command][0](args) or 0)
+    except WorkbookError as e:
+        print(f"sae_workbook {args.command}: {e}", file=sys.stderr)
+        return 2
 
 # %% ../nbs/01_cli.ipynb #72688cf7
-def print_table(rows:dict, title:str=""):
+def print_table(rows: dict, title: str = ""):
     "Two columns, aligned."
-    if title: print(f"\n{title}")
+    if title:
+        print(f"\n{title}")
     width = max(map(len, map(str, rows)), default=0)
-    for k, v in rows.items(): print(f"  {str(k):<{width}}  {v:,}" if isinstance(v, int) else f"  {str(k):<{width}}  {v:.3f}" if isinstance(v, float) else f"  {str(k):<{width}}  {v}")
+    for k, v in rows.items():
+        print(
+            f"  {str(k):<{width}}  {v:,}"
+            if isinstance(v, int)
+            else (
+                f"  {str(k):<{width}}  {v:.3f}"
+                if isinstance(v, float)
+                else f"  {str(k):<{width}}  {v}"
+            )
+        )
+
 
 def write_json(path, value):
     "Write JSON, all or nothing."
-    with atomic_write(path) as part: Path(part).write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+    with atomic_write(path) as part:
+        Path(part).write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
     print(f"written: {path}")
 
 # %% ../nbs/01_cli.ipynb #5ef27c7b
 def _run_arguments(p):
     "Options of a run; what the preset decides is said in words."
-    def add(name, type_, help_, default=None): p.add_argument(f"--{name}", type=type_, default=default, help=help_ + ("" if default is not None else " (default: by the preset, see the list below)"))
-    add("preset", str, "model: workbook, workbook-b, minilm, llama-3.2-3b, a local folder or a hub id", "workbook")
-    add("corpus", str, "docs, concepts, concepts:N, pile, hf:owner/name, a file or folder; own ones joined by +")
-    add("tokens", int, "tokens of text to read for training"); add("fraction", float, "share of them to train on, 0 to 1")
+
+    def add(name, type_, help_, default=None):
+        p.add_argument(
+            f"--{name}",
+            type=type_,
+            default=default,
+            help=help_
+            + ("" if default is not None else " (default: by the preset, see the list below)"),
+        )
+
+    add(
+        "preset",
+        str,
+        "model: workbook, workbook-b, minilm, llama-3.2-3b, a local folder or a hub id",
+        "workbook",
+    )
+    add(
+        "corpus",
+        str,
+        "docs, concepts, concepts:N, pile, hf:owner/name, a file or folder; own ones joined by +",
+    )
+    add("tokens", int, "tokens of text to read for training")
+    add("fraction", float, "share of them to train on, 0 to 1")
     add("variant", str, "dictionary: topk, batchtopk, matryoshka, relu, gated or jumprelu", "topk")
-    add("features", int, "features of the dictionary"); add("k", int, "active features of a token (not for relu and gated)")
-    p.add_argument("--sparsity", type=float, default=None, help="weight of the sparsity penalty, for relu, gated and jumprelu (default: by the variant)")
-    p.add_argument("--lr", type=float, default=None, help="peak learning rate (default: by width and batch)")
-    add("batch", int, "training rows a step"); add("epochs", float, "passes over the training rows", 1.0)
-    add("precision", str, "of the encoder's product in training: float32, or bfloat16, which only screens", "float32")
-    add("eval-tokens", int, "held-out tokens for the metrics"); add("feature-tokens", int, "held-out tokens to read features on")
-    add("shown", int, "features in the report", 50); add("dtype", str, "of the model: float32, bfloat16, float16 or auto")
-    p.add_argument("--device", default=None, help="cpu, cuda, cuda:1 (default: a GPU if there is one)")
+    add("features", int, "features of the dictionary")
+    add("k", int, "active features of a token (not for relu and gated)")
+    p.add_argument(
+        "--sparsity",
+        type=float,
+        default=None,
+        help=(
+            "weight of the sparsity penalty, for relu, gated and jumprelu (default: by the variant)"
+        ),
+    )
+    p.add_argument(
+        "--lr", type=float, default=None, help="peak learning rate (default: by width and batch)"
+    )
+    add("batch", int, "training rows a step")
+    add("epochs", float, "passes over the training rows", 1.0)
+    add(
+        "precision",
+        str,
+        "of the encoder's product in training: float32, or bfloat16, which only screens",
+        "float32",
+    )
+    add("eval-tokens", int, "held-out tokens for the metrics")
+    add("feature-tokens", int, "held-out tokens to read features on")
+    add("shown", int, "features in the report", 50)
+    add("dtype", str, "of the model: float32, bfloat16, float16 or auto")
+    p.add_argument(
+        "--device", default=None, help="cpu, cuda, cuda:1 (default: a GPU if there is one)"
+    )
     add("seed", int, "order of the documents, weights at the start, sample of the report", 0)
     add("text-field", str, "field or column of the text, for files and datasets", "text")
-    p.add_argument("--skip-bad", action="store_true", help="count documents that cannot be read instead of stopping")
-    p.add_argument("--out", default=None, metavar="FOLDER", help="folder of the run (default: run/PRESET in the cache folder)")
+    p.add_argument(
+        "--skip-bad",
+        action="store_true",
+        help="count documents that cannot be read instead of stopping",
+    )
+    p.add_argument(
+        "--out",
+        default=None,
+        metavar="FOLDER",
+        help="folder of the run (default: run/PRESET in the cache folder)",
+    )
 
 # %% ../nbs/01_cli.ipynb #65994ece
-def _preset_list()->str:
+def _preset_list() -> str:
     "What the presets fill in, for --help."
     from sae_notebooks.pipeline import DEFAULTS
+
     line = lambda d: ", ".join(f"--{k.replace('_', '-')} {v}" for k, v in d.items())
-    return "defaults by preset:\n" + "\n".join(f"  {p}: {line(d)}" for p, d in DEFAULTS.items()) + "\n  any other model: as llama-3.2-3b, with --tokens 20000000 --fraction 1.0 --feature-tokens 1000000"
+    return (
+        "defaults by preset:\n"
+        + "\n".join(f"  {p}: {line(d)}" for p, d in DEFAULTS.items())
+        + "\n  any other model: as llama-3.2-3b, with --tokens 20000000 --fraction 1.0"
+        " --feature-tokens 1000000"
+    )
+
 
 def _run_of(args):
     from sae_notebooks.pipeline import Run, RunConfig
+
     named = {f.name: getattr(args, f.name) for f in dataclasses.fields(RunConfig)}
     return Run(RunConfig(**named), args.out)
 
@@ -90,18 +188,37 @@ def _run_of(args):
 def run(args):
     "The main job: corpus, activations, dictionary, metrics, features, report."
     r, started = _run_of(args), time.time()
-    print(f"model    {r.lm}\ncorpus   {r.corpora[0].name}, {r.config.tokens:,} tokens of it\nfolder   {r.folder}")
-    for line, stage in (("activations", r.extract), ("dictionary", r.train), ("metrics", r.metrics), ("features", r.features), ("report", r.report)):
-        begun = time.time(); out = stage()
-        print(f"{line:<12} {time.time() - begun:6.1f} s  {out if line != 'metrics' else ''}", flush=True)
+    print(
+        f"model    {r.lm}\ncorpus   {r.corpora[0].name}, {r.config.tokens:,} tokens of it\nfolder  "
+        f" {r.folder}"
+    )
+    for line, stage in (
+        ("activations", r.extract),
+        ("dictionary", r.train),
+        ("metrics", r.metrics),
+        ("features", r.features),
+        ("report", r.report),
+    ):
+        begun = time.time()
+        out = stage()
+        print(
+            f"{line:<12} {time.time() - begun:6.1f} s  {out if line != 'metrics' else ''}",
+            flush=True,
+        )
     _print_metrics(r.metrics())
-    print(f"\nwritten: {r.folder/'metrics.json'}\nreport:  {out}\n{time.time() - started:.0f} s now; {sum(r.seconds.values()):.0f} s in all")
+    print(
+        f"\nwritten: {r.folder/'metrics.json'}\nreport:  {out}\n{time.time() - started:.0f} s now;"
+        f" {sum(r.seconds.values()):.0f} s in all"
+    )
+
 
 def _print_metrics(m):
     from sae_notebooks.dictionaries.metrics import DEFINITIONS
     from sae_notebooks.pipeline import HEADLINE, shown_number
+
     print("\nMetrics on held-out text")
-    for k in (*HEADLINE, *(k for k in m if k in DEFINITIONS and k not in HEADLINE)): print(f"  {k:<30} {shown_number(m[k]):>14}  {DEFINITIONS.get(k, '')}")
+    for k in (*HEADLINE, *(k for k in m if k in DEFINITIONS and k not in HEADLINE)):
+        print(f"  {k:<30} {shown_number(m[k]):>14}  {DEFINITIONS.get(k, '')}")
 
 # %% ../nbs/01_cli.ipynb #089a048e
 @command("extract", _run_arguments)
@@ -109,20 +226,27 @@ def extract(args):
     "Stage 1 of a run: read the corpus, keep shuffled activations."
     print(_run_of(args).extract())
 
+
 @command("train", _run_arguments)
 def train(args):
     "Stage 2 of a run: train the dictionary."
-    r = _run_of(args); print(f"{r.train()}\nwritten: {r.folder/'sae'}")
+    r = _run_of(args)
+    print(f"{r.train()}\nwritten: {r.folder/'sae'}")
+
 
 @command("metrics", _run_arguments)
 def metrics(args):
     "Stage 3 of a run: measure the dictionary on held-out text."
-    r = _run_of(args); _print_metrics(r.metrics()); print(f"written: {r.folder/'metrics.json'}")
+    r = _run_of(args)
+    _print_metrics(r.metrics())
+    print(f"written: {r.folder/'metrics.json'}")
+
 
 @command("features", _run_arguments)
 def features(args):
     "Stage 4 of a run: encode held-out text for reading features."
     print(_run_of(args).features())
+
 
 @command("report", _run_arguments)
 def report(args):
@@ -131,11 +255,25 @@ def report(args):
 
 # %% ../nbs/01_cli.ipynb #8f9ee873
 def _corpus_arguments(p):
-    p.add_argument("corpus", nargs="?", default="concepts", help="docs, concepts, concepts:N, pile, hf:owner/name, a file or folder; own ones joined by +")
-    p.add_argument("--split", default="train", choices=["train", "heldout", "all"], help="of the own corpora")
+    p.add_argument(
+        "corpus",
+        nargs="?",
+        default="concepts",
+        help=(
+            "docs, concepts, concepts:N, pile, hf:owner/name, a file or folder; own ones joined"
+            " by +"
+        ),
+    )
+    p.add_argument(
+        "--split", default="train", choices=["train", "heldout", "all"], help="of the own corpora"
+    )
     p.add_argument("--limit", type=int, default=None, help="read so many documents only")
     p.add_argument("--text-field", default="text", help="field or column of the text")
-    p.add_argument("--skip-bad", action="store_true", help="count documents that cannot be read instead of stopping")
+    p.add_argument(
+        "--skip-bad",
+        action="store_true",
+        help="count documents that cannot be read instead of stopping",
+    )
     p.add_argument("--json", default=None, metavar="FILE", help="write the description as JSON")
 
 # %% ../nbs/01_cli.ipynb #99a8e7da
@@ -146,52 +284,117 @@ def corpus(args):
     from sae_notebooks.extraction.corpus import open_corpus
     from transformers import AutoTokenizer
     from sae_notebooks.core import data_path
+
     tokenizer = AutoTokenizer.from_pretrained(data_path("workbook_model"))
-    c = open_corpus(args.corpus, split=args.split, seed=None, limit=args.limit, text_field=args.text_field, skip_bad=args.skip_bad)
+    c = open_corpus(
+        args.corpus,
+        split=args.split,
+        seed=None,
+        limit=args.limit,
+        text_field=args.text_field,
+        skip_bad=args.skip_bad,
+    )
     d = describe(c, lambda text: len(tokenizer(text, verbose=False)["input_ids"]))
-    d["probes"] = {k: sum(x.meta["kind"] == "probe" for x in v) for k, v in load_probes().items()} if d["concepts"] else {}
-    print_table({k: d[k] for k in ("name", "documents", "characters", "tokens")}, "Corpus (tokens of the workbook model)")
+    d["probes"] = (
+        {k: sum(x.meta["kind"] == "probe" for x in v) for k, v in load_probes().items()}
+        if d["concepts"]
+        else {}
+    )
+    print_table(
+        {k: d[k] for k in ("name", "documents", "characters", "tokens")},
+        "Corpus (tokens of the workbook model)",
+    )
     _print_concepts(d)
     v = d["variety"]
-    print_table({"words measured": v["words"], "distinct 5-grams": v["distinct_5grams"], "commonest 5-gram": v["commonest_5gram"], **{f"types in {n:,} words": t for n, t in v["types"].items()}}, "Variety")
-    if d["skipped"]: print_table({k: v for k, v in list(d["skipped"].items())[:20]}, f"Skipped: {len(d['skipped'])} documents")
-    if args.json: write_json(args.json, d)
+    print_table(
+        {
+            "words measured": v["words"],
+            "distinct 5-grams": v["distinct_5grams"],
+            "commonest 5-gram": v["commonest_5gram"],
+            **{f"types in {n:,} words": t for n, t in v["types"].items()},
+        },
+        "Variety",
+    )
+    if d["skipped"]:
+        print_table(
+            {k: v for k, v in list(d["skipped"].items())[:20]},
+            f"Skipped: {len(d['skipped'])} documents",
+        )
+    if args.json:
+        write_json(args.json, d)
+
 
 def _print_concepts(d):
     families = {}
-    for concept, n in d["concepts"].items(): families.setdefault(concept.split(".")[0], {})[concept.split(".")[1]] = n
+    for concept, n in d["concepts"].items():
+        families.setdefault(concept.split(".")[0], {})[concept.split(".")[1]] = n
     for family, concepts in families.items():
-        print_table({c: f"{n:>8,} spans  {d['probes'].get(f'{family}.{c}', 0):>3} probes" for c, n in concepts.items()}, f"{family} ({len(concepts)} concepts)")
+        print_table(
+            {
+                c: f"{n:>8,} spans  {d['probes'].get(f'{family}.{c}', 0):>3} probes"
+                for c, n in concepts.items()
+            },
+            f"{family} ({len(concepts)} concepts)",
+        )
 
 # %% ../nbs/01_cli.ipynb #c7b0537a
 def _train_arguments(p):
-    p.add_argument("name", nargs="?", default="workbook_model", help="recipe: workbook_model or workbook_model_b")
-    p.add_argument("--out", default=None, help="folder to write; by default data/NAME, in place of the shipped model")
-    p.add_argument("--no-compile", action="store_true", help="do without torch.compile (needs no C++ compiler, a third slower)")
+    p.add_argument(
+        "name",
+        nargs="?",
+        default="workbook_model",
+        help="recipe: workbook_model or workbook_model_b",
+    )
+    p.add_argument(
+        "--out",
+        default=None,
+        help="folder to write; by default data/NAME, in place of the shipped model",
+    )
+    p.add_argument(
+        "--no-compile",
+        action="store_true",
+        help="do without torch.compile (needs no C++ compiler, a third slower)",
+    )
+
 
 @command("train-model", _train_arguments)
 def train_model(args):
     "Train a workbook model again, from text to weights (six hours on two cores; resumes)."
     from sae_notebooks.appendix.workbook_model import train_workbook_model
+
     print(f"written: {train_workbook_model(args.name, args.out, compiled=not args.no_compile)}")
 
 # %% ../nbs/01_cli.ipynb #909c8999
 def _shipped_arguments(p):
     p.add_argument("name", nargs="?", default="M", help="S, M or L: 512, 2048 or 17408 features")
-    p.add_argument("--out", default=None, metavar="FOLDER", help="folder to write (default: saes/NAME in the cache folder)")
+    p.add_argument(
+        "--out",
+        default=None,
+        metavar="FOLDER",
+        help="folder to write (default: saes/NAME in the cache folder)",
+    )
+
 
 @command("train-shipped", _shipped_arguments)
 def train_shipped(args):
     "Train a shipped dictionary of the workbook model again (resumes)."
     from sae_notebooks.dictionaries import scaling
+
     print(f"written: {scaling.train_shipped(args.name, args.out)}")
 
 # %% ../nbs/01_cli.ipynb #731fc09f
-@command("execute", lambda p: p.add_argument("notebooks", nargs="+", help="notebooks to run in place, with fresh outputs"))
+@command(
+    "execute",
+    lambda p: p.add_argument(
+        "notebooks", nargs="+", help="notebooks to run in place, with fresh outputs"
+    ),
+)
 def execute(args):
     "Run notebooks from top to bottom and keep their outputs."
     from sae_notebooks.testing import execute_notebook
-    for path in args.notebooks: print(f"{execute_notebook(path):6.1f} s  {path}", flush=True)
+
+    for path in args.notebooks:
+        print(f"{execute_notebook(path):6.1f} s  {path}", flush=True)
 
 # %% ../nbs/01_cli.ipynb #563152d9
 @command("readme")
@@ -199,17 +402,23 @@ def readme(args):
     "Write README.md from the book's front page, nbs/index.ipynb."
     from nbdev.config import get_config
     from sae_notebooks.testing import readme_text
+
     root = get_config().config_path
-    with atomic_write(root/"README.md") as part: part.write_text(readme_text(root/"nbs"/"index.ipynb"), "utf-8")
+    with atomic_write(root / "README.md") as part:
+        part.write_text(readme_text(root / "nbs" / "index.ipynb"), "utf-8")
 
 # %% ../nbs/01_cli.ipynb #b810e616
 def _test_arguments(p):
     p.add_argument("pattern", nargs="?", default="", help="only notebooks whose path contains this")
-    p.add_argument("--flags", default="", help="run cells with these flags too, for example 'slow gpu'")
+    p.add_argument(
+        "--flags", default="", help="run cells with these flags too, for example 'slow gpu'"
+    )
     p.add_argument("--workers", type=int, default=2, help="notebooks at a time")
+
 
 @command("test", _test_arguments)
 def test(args):
     "Run every notebook as a test, then the checks in tests/."
     from sae_notebooks.testing import run_all
+
     return bool(run_all(args.pattern, tuple(args.flags.split()), args.workers))

@@ -18,71 +18,100 @@ class WorkbookError(ValueError):
     "Wrong input from outside: the message names the value, and says what to do about it."
 
 # %% ../nbs/00_core.ipynb #4ae04829
-def data_path(*parts:str # path components below the folder `data/`
-             )->Path: # an existing file or folder
+def data_path(
+    *parts: str,  # path components below the folder `data/`
+) -> Path:  # an existing file or folder
     "A shipped file or folder of `data/`; raises `WorkbookError` when it is not there."
-    root = Path(os.environ.get("SAE_NOTEBOOKS_DATA", Path(__file__).resolve().parent.parent/"data"))
+    root = Path(
+        os.environ.get("SAE_NOTEBOOKS_DATA", Path(__file__).resolve().parent.parent / "data")
+    )
     path = root.joinpath(*parts)
     if not path.exists():
-        raise WorkbookError(f"{path} does not exist. The workbook's inputs are in the folder data/ of the repository: install it "
-                            "with `pip install -e .` from a clone, or set SAE_NOTEBOOKS_DATA to that folder.")
+        raise WorkbookError(
+            f"{path} does not exist. The workbook's inputs are in the folder data/ of the"
+            " repository: install it with `pip install -e .` from a clone, or set"
+            " SAE_NOTEBOOKS_DATA to that folder."
+        )
     return path
 
 # %% ../nbs/00_core.ipynb #47bbb66e
-def cache_path(*parts:str # path components below the cache folder
-              )->Path: # the path; its parent folder exists, the file itself perhaps not yet
+def cache_path(
+    *parts: str,  # path components below the cache folder
+) -> Path:  # the path; its parent folder exists, the file itself perhaps not yet
     "A path in the cache folder (`SAE_NOTEBOOKS_CACHE`, by default in the user's cache directory)."
-    default = Path(os.environ.get("XDG_CACHE_HOME", Path.home()/".cache"))/"sae_notebooks"
+    default = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "sae_notebooks"
     path = Path(os.environ.get("SAE_NOTEBOOKS_CACHE", default)).joinpath(*parts)
     path.parent.mkdir(parents=True, exist_ok=True)
     return path
 
 # %% ../nbs/00_core.ipynb #2cb0be7f
 @contextmanager
-def atomic_write(path:str|Path # where the finished file (or folder) shall be
-                ): # yields the temporary path to write to
+def atomic_write(
+    path: str | Path,  # where the finished file (or folder) shall be
+):  # yields the temporary path to write to
     "Write a file or folder under a temporary name; move it to `path` only if the block ends without an error."
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         yield part
-        if path.is_dir(): shutil.rmtree(path)
+        if path.is_dir():
+            shutil.rmtree(path)
         os.replace(part, path)
     finally:
-        if part.is_dir(): shutil.rmtree(part)
-        else: part.unlink(missing_ok=True)
+        if part.is_dir():
+            shutil.rmtree(part)
+        else:
+            part.unlink(missing_ok=True)
 
 # %% ../nbs/00_core.ipynb #ae1ef31e
-def build_once(path:str|Path, # a file or folder in the cache
-               make # function of the temporary path that it shall write to
-              )->Path: # `path`
+def build_once(
+    path: str | Path,  # a file or folder in the cache
+    make,  # function of the temporary path that it shall write to
+) -> Path:  # `path`
     "Make a cached file unless it is there, also when several processes ask at once."
     path = Path(path)
-    if path.exists(): return path
+    if path.exists():
+        return path
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(str(path.with_name(f".{path.name}.lock"))):
         if not path.exists():
-            with atomic_write(path) as part: make(part)
+            with atomic_write(path) as part:
+                make(part)
     return path
 
 # %% ../nbs/00_core.ipynb #362ffede
-def progress(items, # what to iterate over
-             what:str="", # one or two words in front of the bar
-             total:int|None=None, # number of items, where `len` does not know it
-             unit:str="it", # what is counted: "documents", "tokens"
-             **kwargs):
+def progress(
+    items,  # what to iterate over
+    what: str = "",  # one or two words in front of the bar
+    total: int | None = None,  # number of items, where `len` does not know it
+    unit: str = "it",  # what is counted: "documents", "tokens"
+    **kwargs,
+):
     "`items` with a progress bar that appears after two seconds and leaves nothing behind in a notebook."
-    return tqdm(items, desc=what, total=total, unit=f" {unit}", delay=2, leave=False, dynamic_ncols=True,
-                disable=bool(os.environ.get("SAE_NOTEBOOKS_QUIET")) or None, **kwargs)
+    return tqdm(
+        items,
+        desc=what,
+        total=total,
+        unit=f" {unit}",
+        delay=2,
+        leave=False,
+        dynamic_ncols=True,
+        disable=bool(os.environ.get("SAE_NOTEBOOKS_QUIET")) or None,
+        **kwargs,
+    )
 
 # %% ../nbs/00_core.ipynb #2423b375
-def sha256_of(path:str|Path # a file, or a folder whose files are hashed in the order of their names
-             )->str: # 64 hexadecimal digits
+def sha256_of(
+    path: str | Path,  # a file, or a folder whose files are hashed in the order of their names
+) -> str:  # 64 hexadecimal digits
     "The sha256 of a file, or of a folder's relative file names and contents."
     path, digest = Path(path), hashlib.sha256()
     for p in sorted(path.rglob("*")) if path.is_dir() else [path]:
-        if not p.is_file(): continue
-        if path.is_dir(): digest.update(p.relative_to(path).as_posix().encode() + b"\0")
-        with p.open("rb") as f: digest.update(hashlib.file_digest(f, "sha256").digest())
+        if not p.is_file():
+            continue
+        if path.is_dir():
+            digest.update(p.relative_to(path).as_posix().encode() + b"\0")
+        with p.open("rb") as f:
+            digest.update(hashlib.file_digest(f, "sha256").digest())
     return digest.hexdigest()

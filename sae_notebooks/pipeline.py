@@ -22,7 +22,14 @@ from .dictionaries.training import TrainConfig, preset, read_log, train
 from .extraction.activations import Store, extract, fingerprint
 from .extraction.corpus import Corpus, open_corpus
 from .extraction.language_model import default_device, load_model
-from .reading.examples import Html, density_histogram, feature_card, html_page, lens_bound, logit_lens
+from sae_notebooks.reading.examples import (
+    Html,
+    density_histogram,
+    feature_card,
+    html_page,
+    lens_bound,
+    logit_lens,
+)
 from .reading.features import FeatureStore, build_store, sae_fingerprint
 
 # %% ../nbs/03_pipeline.ipynb #467bf9cc
@@ -32,57 +39,106 @@ from fastcore.basics import patch
 @dataclass(frozen=True)
 class RunConfig:
     "Everything that decides a run; None is filled in by `defaults`."
-    preset: str = "workbook" # or workbook-b, minilm, llama-3.2-3b, a local folder, a hub id
-    corpus: str|None = None # what `open_corpus` takes
-    tokens: int|None = None # of text to read for training
-    fraction: float|None = None # of them to train on
-    variant: str = "topk" # of the dictionary
-    features: int|None = None
-    k: int|None = None # active features of a token
-    sparsity: float|None = None # λ, for relu, gated, jumprelu
-    lr: float|None = None # None: by width and batch
-    batch: int|None = None # tokens a step
-    epochs: float = 1.0 # passes over the training rows
-    precision: str = "float32" # of the encoder's product in training; "bfloat16" screens
-    eval_tokens: int|None = None # held-out tokens for the metrics
-    feature_tokens: int|None = None # held-out tokens to read features on
-    shown: int = 50 # features in the report
-    dtype: str|None = None # of the language model
-    device: str|None = None # None: a GPU if there is one
+
+    preset: str = "workbook"  # or workbook-b, minilm, llama-3.2-3b, a local folder, a hub id
+    corpus: str | None = None  # what `open_corpus` takes
+    tokens: int | None = None  # of text to read for training
+    fraction: float | None = None  # of them to train on
+    variant: str = "topk"  # of the dictionary
+    features: int | None = None
+    k: int | None = None  # active features of a token
+    sparsity: float | None = None  # λ, for relu, gated, jumprelu
+    lr: float | None = None  # None: by width and batch
+    batch: int | None = None  # tokens a step
+    epochs: float = 1.0  # passes over the training rows
+    precision: str = "float32"  # of the encoder's product in training; "bfloat16" screens
+    eval_tokens: int | None = None  # held-out tokens for the metrics
+    feature_tokens: int | None = None  # held-out tokens to read features on
+    shown: int = 50  # features in the report
+    dtype: str | None = None  # of the language model
+    device: str | None = None  # None: a GPU if there is one
     seed: int = 0
-    text_field: str = "text" # of files and datasets
-    skip_bad: bool = False # count unreadable documents instead of stopping
+    text_field: str = "text"  # of files and datasets
+    skip_bad: bool = False  # count unreadable documents instead of stopping
 
 # %% ../nbs/03_pipeline.ipynb #ae9fc882
-SMALL = dict(corpus="docs+concepts", tokens=1_200_000, fraction=1.0, features=2048, k=32, batch=1024, eval_tokens=50_000, feature_tokens=200_000, dtype="float32")
-LARGE = dict(corpus="pile", tokens=2_000_000_000, fraction=0.1, features=2**17, k=64, batch=8192, eval_tokens=500_000, feature_tokens=10_000_000, dtype="bfloat16")
-DEFAULTS = {"workbook": SMALL, "workbook-b": SMALL, "minilm": SMALL | dict(tokens=400_000), "llama-3.2-3b": LARGE}
+SMALL = dict(
+    corpus="docs+concepts",
+    tokens=1_200_000,
+    fraction=1.0,
+    features=2048,
+    k=32,
+    batch=1024,
+    eval_tokens=50_000,
+    feature_tokens=200_000,
+    dtype="float32",
+)
+LARGE = dict(
+    corpus="pile",
+    tokens=2_000_000_000,
+    fraction=0.1,
+    features=2**17,
+    k=64,
+    batch=8192,
+    eval_tokens=500_000,
+    feature_tokens=10_000_000,
+    dtype="bfloat16",
+)
+DEFAULTS = {
+    "workbook": SMALL,
+    "workbook-b": SMALL,
+    "minilm": SMALL | dict(tokens=400_000),
+    "llama-3.2-3b": LARGE,
+}
+
 
 @patch
-def filled(self:RunConfig)->RunConfig:
+def filled(self: RunConfig) -> RunConfig:
     "With the preset's defaults for what is None; models that are not presets get those of Llama-3.2-3B with a hundredth of the text."
-    base = DEFAULTS.get(self.preset, LARGE | dict(tokens=20_000_000, fraction=1.0, feature_tokens=1_000_000))
+    base = DEFAULTS.get(
+        self.preset, LARGE | dict(tokens=20_000_000, fraction=1.0, feature_tokens=1_000_000)
+    )
     known = {k: v for k, v in base.items() if getattr(self, k) is None}
     out = dataclasses.replace(self, **known)
-    if out.tokens < out.batch or not 0 < out.fraction <= 1: raise WorkbookError(f"tokens={out.tokens}, fraction={out.fraction}: at least one batch of {out.batch} rows is needed, and a fraction above 0 and at most 1")
+    if out.tokens < out.batch or not 0 < out.fraction <= 1:
+        raise WorkbookError(
+            f"tokens={out.tokens}, fraction={out.fraction}: at least one batch of {out.batch} rows"
+            " is needed, and a fraction above 0 and at most 1"
+        )
     return out
 
 # %% ../nbs/03_pipeline.ipynb #9ee47327
 class Part:
     "The documents of a source that are held out (every twentieth), or all others; indexed like the source, or a stream."
+
     every = 20
-    def __init__(self, source, held:bool): self.source, self.held, self.name = source, held, source.name
+
+    def __init__(self, source, held: bool):
+        self.source, self.held, self.name = source, held, source.name
+
     @property
-    def skipped(self): return getattr(self.source, "skipped", {})
-    def __iter__(self): return (d for i, d in enumerate(self.source) if (i % self.every == 0) == self.held)
+    def skipped(self):
+        return getattr(self.source, "skipped", {})
+
+    def __iter__(self):
+        return (d for i, d in enumerate(self.source) if (i % self.every == 0) == self.held)
+
 
 class IndexedPart(Part):
     "The same over a source that knows its length."
-    def __len__(self): n = len(self.source); held = -(-n // self.every); return held if self.held else n - held
-    def __getitem__(self, i): return self.source[i * self.every if self.held else i + 1 + i // (self.every - 1)]
+
+    def __len__(self):
+        n = len(self.source)
+        held = -(-n // self.every)
+        return held if self.held else n - held
+
+    def __getitem__(self, i):
+        return self.source[i * self.every if self.held else i + 1 + i // (self.every - 1)]
+
     __iter__ = None
 
-def divided(c:RunConfig)->tuple[Corpus, Corpus]: # to train on, held out
+
+def divided(c: RunConfig) -> tuple[Corpus, Corpus]:  # to train on, held out
     "The two corpora of a run; no document is in both."
     if all(s.partition(":")[0] in ("docs", "concepts") for s in c.corpus.split("+")):
         return tuple(open_corpus(c.corpus, split=s, seed=c.seed) for s in ("train", "heldout"))
@@ -93,129 +149,251 @@ def divided(c:RunConfig)->tuple[Corpus, Corpus]: # to train on, held out
 # %% ../nbs/03_pipeline.ipynb #24ee462e
 class Run:
     "A folder with a run's settings and results; stages call the ones before them if they are not done."
-    def __init__(self, config:RunConfig, folder:str|Path|None=None):
+
+    def __init__(self, config: RunConfig, folder: str | Path | None = None):
         self.config = c = config.filled()
         self.folder = Path(folder or cache_path("run", Path(c.preset).name))
-        path, now = self.folder/"config.json", dataclasses.asdict(c)
+        path, now = self.folder / "config.json", dataclasses.asdict(c)
         if path.exists():
             then = json.loads(path.read_text())
             if wrong := [k for k in now if now[k] != then.get(k) and k not in ("shown", "device")]:
-                raise WorkbookError(f"{path}: this folder holds a run with " + ", ".join(f"{k}={then.get(k)!r} (now {now[k]!r})" for k in wrong) + ". Give another folder with --out, or delete it.")
+                raise WorkbookError(
+                    f"{path}: this folder holds a run with "
+                    + ", ".join(f"{k}={then.get(k)!r} (now {now[k]!r})" for k in wrong)
+                    + ". Give another folder with --out, or delete it."
+                )
         self.write("config.json", now)
-        self._kept, self.seconds = {}, json.loads(p.read_text()) if (p := self.folder/"seconds.json").exists() else {}
+        self._kept, self.seconds = {}, (
+            json.loads(p.read_text()) if (p := self.folder / "seconds.json").exists() else {}
+        )
 
     def write(self, name, value):
-        with atomic_write(self.folder/name) as part: part.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", "utf-8")
+        with atomic_write(self.folder / name) as part:
+            part.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", "utf-8")
 
     def stage(self, name, work):
         "Do `work` once; add its time."
-        if name in self._kept: return self._kept[name]
-        started = time.time(); self._kept[name] = out = work(); took = time.time() - started
-        self.seconds[name] = round(self.seconds.get(name, 0) + took, 2); self.write("seconds.json", self.seconds)
+        if name in self._kept:
+            return self._kept[name]
+        started = time.time()
+        self._kept[name] = out = work()
+        took = time.time() - started
+        self.seconds[name] = round(self.seconds.get(name, 0) + took, 2)
+        self.write("seconds.json", self.seconds)
         return out
 
 # %% ../nbs/03_pipeline.ipynb #f3a06281
 @patch(as_prop=True)
-def lm(self:Run): return self.stage("model", lambda: load_model(self.config.preset, self.config.dtype, self.config.device))
+def lm(self: Run):
+    return self.stage(
+        "model", lambda: load_model(self.config.preset, self.config.dtype, self.config.device)
+    )
+
 
 @patch(as_prop=True)
-def device(self:Run)->torch.device: return default_device(self.config.device) # known before the model is loaded
+def device(self: Run) -> torch.device:
+    return default_device(self.config.device)  # known before the model is loaded
+
 
 @patch(as_prop=True)
-def corpora(self:Run): return self.stage("corpus", lambda: divided(self.config))
+def corpora(self: Run):
+    return self.stage("corpus", lambda: divided(self.config))
+
 
 @patch
-def extract(self:Run)->Store:
+def extract(self: Run) -> Store:
     "Read the corpus; keep the shuffled training rows."
     c, (training, _), lm = self.config, self.corpora, self.lm
-    return self.stage("extract", lambda: extract(lm, training, None, self.folder/"activations", fraction=c.fraction, tokens=c.tokens, seed=c.seed))
+    return self.stage(
+        "extract",
+        lambda: extract(
+            lm,
+            training,
+            None,
+            self.folder / "activations",
+            fraction=c.fraction,
+            tokens=c.tokens,
+            seed=c.seed,
+        ),
+    )
+
 
 @patch
-def train_config(self:Run)->TrainConfig:
+def train_config(self: Run) -> TrainConfig:
     c = self.config
-    changes = dict(n_features=c.features, batch=c.batch, lr=c.lr, epochs=c.epochs, precision=c.precision, seed=c.seed) | ({} if c.variant == "relu" or c.variant == "gated" else dict(k=c.k))
+    changes = dict(
+        n_features=c.features,
+        batch=c.batch,
+        lr=c.lr,
+        epochs=c.epochs,
+        precision=c.precision,
+        seed=c.seed,
+    ) | ({} if c.variant == "relu" or c.variant == "gated" else dict(k=c.k))
     return preset(c.variant, **changes, **({} if c.sparsity is None else dict(sparsity=c.sparsity)))
 
+
 @patch
-def train(self:Run)->SAE:
+def train(self: Run) -> SAE:
     "Train the dictionary on the rows."
-    folder = self.folder/"sae"
-    if (folder/"sae.json").exists(): return self.stage("train", lambda: SAE.load(folder).to(self.device))
+    folder = self.folder / "sae"
+    if (folder / "sae.json").exists():
+        return self.stage("train", lambda: SAE.load(folder).to(self.device))
     store, lm = self.extract(), self.lm
+
     def work():
-        sae = train(store, self.train_config(), self.folder/"training", device=lm.device, meta=dict(model=lm.name, fingerprint=fingerprint(lm), site=str(store.site), corpus=store.meta["corpus"]["name"]))
+        sae = train(
+            store,
+            self.train_config(),
+            self.folder / "training",
+            device=lm.device,
+            meta=dict(
+                model=lm.name,
+                fingerprint=fingerprint(lm),
+                site=str(store.site),
+                corpus=store.meta["corpus"]["name"],
+            ),
+        )
         sae.save(folder)
         return sae.to(self.device)
+
     return self.stage("train", work)
 
 # %% ../nbs/03_pipeline.ipynb #a10a2b09
 @patch
-def metrics(self:Run)->dict:
+def metrics(self: Run) -> dict:
     "Measure the dictionary on held-out text."
-    path = self.folder/"metrics.json"
-    if path.exists() and (m := json.loads(path.read_text())).get("sae") == sae_fingerprint(self.train()): return m
+    path = self.folder / "metrics.json"
+    if path.exists() and (m := json.loads(path.read_text())).get("sae") == sae_fingerprint(
+        self.train()
+    ):
+        return m
     sae, c, (_, held), lm = self.train(), self.config, self.corpora, self.lm
     m = self.stage("metrics", lambda: evaluate(sae, held, lm, tokens=c.eval_tokens, seed=c.seed))
-    m = {"ce_recovered": None, **m, "sae": sae_fingerprint(sae), "seconds": round(sum(self.seconds.values()), 1), "stages": dict(self.seconds)}
+    m = {
+        "ce_recovered": None,
+        **m,
+        "sae": sae_fingerprint(sae),
+        "seconds": round(sum(self.seconds.values()), 1),
+        "stages": dict(self.seconds),
+    }
     self.write("metrics.json", m)
     return m
 
+
 @patch
-def features(self:Run)->FeatureStore:
+def features(self: Run) -> FeatureStore:
     "Encode held-out text once, for every question about a feature."
     sae, c, (_, held), lm = self.train(), self.config, self.corpora, self.lm
+
     def work():
-        folder = self.folder/"features"
-        return FeatureStore(folder, sae, lm) if (folder/"meta.json").exists() else build_store(sae, lm, held, folder, tokens=c.feature_tokens)
+        folder = self.folder / "features"
+        return (
+            FeatureStore(folder, sae, lm)
+            if (folder / "meta.json").exists()
+            else build_store(sae, lm, held, folder, tokens=c.feature_tokens)
+        )
+
     return self.stage("features", work)
 
 # %% ../nbs/03_pipeline.ipynb #f59aaa59
-def spread_sample(density:np.ndarray, # [F]
-                  n:int, seed:int=0)->np.ndarray: # at most n features, ascending in density
+def spread_sample(
+    density: np.ndarray, n: int, seed: int = 0  # [F]
+) -> np.ndarray:  # at most n features, ascending in density
     "Living features drawn evenly over the ranks of their density: one at random from each of n equal groups."
     alive = np.flatnonzero(density > 0)
     ranked, rng = alive[np.argsort(density[alive], kind="stable")], np.random.default_rng(seed)
-    return np.array([rng.choice(g) for g in np.array_split(ranked, min(n, len(ranked))) if len(g)], np.int64)
+    return np.array(
+        [rng.choice(g) for g in np.array_split(ranked, min(n, len(ranked))) if len(g)], np.int64
+    )
 
-def curves(log:list[dict])->str: # SVG
+
+def curves(log: list[dict]) -> str:  # SVG
     "Loss, explained variance, L0 and dead features over the training."
-    names = dict(loss="loss", explained_variance="explained variance", l0="L0, active features", dead="dead, share of features")
-    fig, axes = plots.figure(9, 4.6, list(names.values()), "training rows", list(names.values()), rows=2, columns=2)
-    for ax, k in zip(axes.flat, names): ax.plot([r["tokens"] for r in log], [r[k] for r in log])
+    names = dict(
+        loss="loss",
+        explained_variance="explained variance",
+        l0="L0, active features",
+        dead="dead, share of features",
+    )
+    fig, axes = plots.figure(
+        9, 4.6, list(names.values()), "training rows", list(names.values()), rows=2, columns=2
+    )
+    for ax, k in zip(axes.flat, names):
+        ax.plot([r["tokens"] for r in log], [r[k] for r in log])
     axes[0, 0].set_yscale("log")
-    out = io.StringIO(); fig.savefig(out, format="svg"); plots.plt.close(fig)
-    return out.getvalue()[out.getvalue().index("<svg"):]
+    out = io.StringIO()
+    fig.savefig(out, format="svg")
+    plots.plt.close(fig)
+    return out.getvalue()[out.getvalue().index("<svg") :]
 
 # %% ../nbs/03_pipeline.ipynb #99925fea
 HEADLINE = ("explained_variance", "l0", "dead_fraction", "dead_tokens", "ce_recovered")
 
-def shown_number(v)->str:
-    if v is None: return "not measured"
-    if isinstance(v, float) and v >= 1000: return f"{v:,.0f}"
+
+def shown_number(v) -> str:
+    if v is None:
+        return "not measured"
+    if isinstance(v, float) and v >= 1000:
+        return f"{v:,.0f}"
     return f"{v:,}" if isinstance(v, int) else f"{v:.4g}" if isinstance(v, float) else str(v)
 
-def metrics_table(m:dict)->str: # HTML
+
+def metrics_table(m: dict) -> str:  # HTML
     "Each metric with its interval and its definition; the headline ones first."
     rows = [k for k in (*HEADLINE, *(k for k in DEFINITIONS if k not in HEADLINE)) if k in m]
+
     def line(k):
         interval = f" ({m[f'{k}_low']:.4g} to {m[f'{k}_high']:.4g})" if f"{k}_low" in m else ""
-        return f"<tr style=vertical-align:top><td style=white-space:nowrap><code>{html.escape(k)}</code><td class=nu style=white-space:nowrap>{shown_number(m[k])}<td class=mu style=white-space:nowrap>{interval}<td>{html.escape(DEFINITIONS.get(k, ''))}"
-    return "<div class=fc><h4>Metrics on held-out text</h4><p class=mu>in brackets the 95 % interval of a bootstrap over documents</p><table>" + "".join(map(line, rows)) + "</table></div>"
+        return (
+            "<tr style=vertical-align:top><td"
+            f" style=white-space:nowrap><code>{html.escape(k)}</code><td class=nu"
+            f" style=white-space:nowrap>{shown_number(m[k])}<td class=mu"
+            f" style=white-space:nowrap>{interval}<td>{html.escape(DEFINITIONS.get(k, ''))}"
+        )
+
+    return (
+        "<div class=fc><h4>Metrics on held-out text</h4><p class=mu>in brackets the 95 % interval"
+        " of a bootstrap over documents</p><table>"
+        + "".join(map(line, rows))
+        + "</table></div>"
+    )
 
 # %% ../nbs/03_pipeline.ipynb #1734ccc7
 @patch
-def report(self:Run)->Path:
+def report(self: Run) -> Path:
     "Write the page."
     m, sae, store, lm, c = self.metrics(), self.train(), self.features(), self.lm, self.config
+
     def work():
         ids = spread_sample(store.densities, c.shown, c.seed)
-        lens, bound = (logit_lens(lm, sae, ids, 8), lens_bound(lm)) if lm.generates else (None, None)
+        lens, bound = (
+            (logit_lens(lm, sae, ids, 8), lens_bound(lm)) if lm.generates else (None, None)
+        )
         cards = [feature_card(store, int(i), lens=lens, bound=bound, words=25) for i in ids]
-        about = f"<div class=fc><h3>{html.escape(repr(sae))}</h3><p>{html.escape(repr(lm))}; trained on {html.escape(c.corpus)}, read on {store.text_tokens:,} held-out tokens. {len(ids)} features, drawn at random from all densities, the rarest first.</p></div>"
-        log = read_log(self.folder/"training")
-        pieces = [about, metrics_table(m), str(density_histogram(store)), f"<div class=fc style='background:#fff'><h4 style='color:#1a1a1a'>Training</h4>{curves(log)}</div>" if log else "", *map(str, cards)]
-        with atomic_write(self.folder/"report.html") as part: part.write_text(html_page(f"Features of {c.preset}", *pieces), "utf-8")
-        return self.folder/"report.html"
+        about = (
+            f"<div class=fc><h3>{html.escape(repr(sae))}</h3><p>{html.escape(repr(lm))}; trained on"
+            f" {html.escape(c.corpus)}, read on {store.text_tokens:,} held-out tokens. {len(ids)}"
+            " features, drawn at random from all densities, the rarest first.</p></div>"
+        )
+        log = read_log(self.folder / "training")
+        pieces = [
+            about,
+            metrics_table(m),
+            str(density_histogram(store)),
+            (
+                "<div class=fc style='background:#fff'><h4"
+                f" style='color:#1a1a1a'>Training</h4>{curves(log)}</div>"
+                if log
+                else ""
+            ),
+            *map(str, cards),
+        ]
+        with atomic_write(self.folder / "report.html") as part:
+            part.write_text(html_page(f"Features of {c.preset}", *pieces), "utf-8")
+        return self.folder / "report.html"
+
     page = self.stage("report", work)
-    self.write("metrics.json", m | dict(seconds=round(sum(self.seconds.values()), 1), stages=self.seconds))
+    self.write(
+        "metrics.json", m | dict(seconds=round(sum(self.seconds.values()), 1), stages=self.seconds)
+    )
     return page

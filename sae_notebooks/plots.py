@@ -17,37 +17,66 @@ from cycler import cycler
 colours = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8C6D31", "#5D3A9B"]
 null_colour = "#9A9A9A"
 
-style = {"axes.prop_cycle": cycler(color=colours), "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25,
-         "axes.titlelocation": "left", "axes.titlesize": 11, "axes.labelsize": 10, "legend.frameon": False, "legend.fontsize": 9,
-         "figure.dpi": 100, "savefig.bbox": "tight", "figure.constrained_layout.use": True, "image.cmap": "viridis", "svg.hashsalt": "sae"}
+style = {
+    "axes.prop_cycle": cycler(color=colours),
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "axes.titlelocation": "left",
+    "axes.titlesize": 11,
+    "axes.labelsize": 10,
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+    "figure.dpi": 100,
+    "savefig.bbox": "tight",
+    "figure.constrained_layout.use": True,
+    "image.cmap": "viridis",
+    "svg.hashsalt": "sae",
+}
 
 # %% ../nbs/appendix/91_plots.ipynb #916d6347
-def figure(width:float=6.5, height:float=3.8, # inches, of the whole figure
-           title:str|list="", x:str|list="", y:str|list="", # what to see; axis names with units; a list gives one each
-           rows:int=1, columns:int=1, **kwargs):
+def figure(
+    width: float = 6.5,
+    height: float = 3.8,  # inches, of the whole figure
+    title: str | list = "",
+    x: str | list = "",
+    y: str | list = "",  # what to see; axis names with units; a list gives one each
+    rows: int = 1,
+    columns: int = 1,
+    **kwargs,
+):
     "A figure and its axes in the house style; raises `ValueError` for an axis without a name."
     plt.rcParams.update(style)
     fig, axes = plt.subplots(rows, columns, figsize=(width, height), squeeze=False, **kwargs)
     each = lambda v: v if isinstance(v, (list, tuple)) else [v] * axes.size
     for ax, t, xl, yl in zip(axes.flat, each(title), each(x), each(y), strict=True):
-        if not (t and xl and yl): raise ValueError(f"a figure needs a title and both axis names, got title={t!r}, x={xl!r}, y={yl!r}")
+        if not (t and xl and yl):
+            raise ValueError(
+                f"a figure needs a title and both axis names, got title={t!r}, x={xl!r}, y={yl!r}"
+            )
         ax.set(title=t, xlabel=xl, ylabel=yl)
     return fig, axes[0, 0] if axes.size == 1 else axes
 
 # %% ../nbs/appendix/91_plots.ipynb #0bf749a7
 class MarkedText:
     "Text with coloured spans: HTML in a notebook, brackets in a terminal."
-    def __init__(self,
-                 text:str,
-                 spans, # of (start, end, label); they may overlap
-                 title:str="", legend:bool=True):
+
+    def __init__(
+        self,
+        text: str,
+        spans,  # of (start, end, label); they may overlap
+        title: str = "",
+        legend: bool = True,
+    ):
         self.text, self.title, self.legend = text, title, legend
         self.spans = [(int(s[0]), int(s[1]), str(s[2])) for s in spans]
         bad = next((s for s in self.spans if not 0 <= s[0] < s[1] <= len(text)), None)
-        if bad: raise ValueError(f"span {bad} lies outside a text of {len(text)} characters")
+        if bad:
+            raise ValueError(f"span {bad} lies outside a text of {len(text)} characters")
         self.labels = sorted({s[2] for s in self.spans})
 
-    def runs(self): # (text, labels) where labels is the tuple of those that cover it
+    def runs(self):  # (text, labels) where labels is the tuple of those that cover it
         cuts = sorted({0, len(self.text), *(s[0] for s in self.spans), *(s[1] for s in self.spans)})
         for a, b in zip(cuts, cuts[1:]):
             yield self.text[a:b], tuple(sorted({l for s, e, l in self.spans if s <= a and b <= e}))
@@ -60,19 +89,36 @@ from fastcore.basics import patch
 
 # %% ../nbs/appendix/91_plots.ipynb #6004082b
 @patch
-def colour_of(self:MarkedText, label): return colours[self.labels.index(label) % len(colours)]
+def colour_of(self: MarkedText, label):
+    return colours[self.labels.index(label) % len(colours)]
+
 
 @patch
-def _run_html(self:MarkedText, text, labels):
+def _run_html(self: MarkedText, text, labels):
     words = html.escape(text).replace("\n", "<br>")
-    if not labels: return words
+    if not labels:
+        return words
     inner = min(labels, key=lambda l: min(e - s for s, e, m in self.spans if m == l))
-    lines = ",".join(f"inset 0 -{2 * (k + 1)}px {self.colour_of(l)}" for k, l in enumerate(m for m in labels if m != inner))
-    return f'<span title="{html.escape(", ".join(labels))}" style="background:{self.colour_of(inner)}44;{f"box-shadow:{lines};" if lines else ""}border-radius:2px">{words}</span>'
+    lines = ",".join(
+        f"inset 0 -{2 * (k + 1)}px {self.colour_of(l)}"
+        for k, l in enumerate(m for m in labels if m != inner)
+    )
+    return (
+        f'<span title="{html.escape(", ".join(labels))}"'
+        f' style="background:{self.colour_of(inner)}44;{f"box-shadow:{lines};" if lines else ""}border-radius:2px">{words}</span>'
+    )
+
 
 @patch
-def _repr_html_(self:MarkedText):
+def _repr_html_(self: MarkedText):
     head = f"<b>{html.escape(self.title)}</b><br>" if self.title else ""
-    key = " ".join(f'<span style="background:{self.colour_of(l)}44;padding:0 .4em;border-radius:2px">{html.escape(l)}</span>' for l in self.labels)
+    key = " ".join(
+        f'<span style="background:{self.colour_of(l)}44;padding:0'
+        f' .4em;border-radius:2px">{html.escape(l)}</span>'
+        for l in self.labels
+    )
     body = "".join(self._run_html(*r) for r in self.runs())
-    return f'<div style="max-width:52em;line-height:1.7;margin:.4em 0">{head}{body}{f"<div style=font-size:.85em>{key}</div>" if self.legend and key else ""}</div>'
+    return (
+        '<div style="max-width:52em;line-height:1.7;margin:.4em'
+        f' 0">{head}{body}{f"<div style=font-size:.85em>{key}</div>" if self.legend and key else ""}</div>'
+    )

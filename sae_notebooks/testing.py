@@ -13,70 +13,114 @@ from pathlib import Path
 from .core import WorkbookError
 
 # %% ../nbs/02_testing.ipynb #a3ca8d00
-def source_hash(notebook:dict # a notebook as JSON
-               )->str: # 16 hexadecimal digits
+def source_hash(notebook: dict) -> str:  # a notebook as JSON  # 16 hexadecimal digits
     "A fingerprint of a notebook's code; prose may change without a new run."
     code = ["".join(c["source"]) for c in notebook["cells"] if c["cell_type"] == "code"]
     return hashlib.sha256("\0".join(c.strip() for c in code).encode()).hexdigest()[:16]
 
 # %% ../nbs/02_testing.ipynb #f0b4001a
-def outputs_are_fresh(path:str|Path)->bool:
+def outputs_are_fresh(path: str | Path) -> bool:
     "Whether the committed outputs of a notebook come from the code that it holds."
     notebook = json.loads(Path(path).read_text("utf-8"))
     return notebook["metadata"].get("executed") == source_hash(notebook)
 
 # %% ../nbs/02_testing.ipynb #936ec86e
-def execute_notebook(path:str|Path, # changed in place
-                     timeout:int=1800 # seconds for any one cell
-                    )->float: # seconds it took
+def execute_notebook(
+    path: str | Path, timeout: int = 1800  # changed in place  # seconds for any one cell
+) -> float:  # seconds it took
     "Run a notebook from top to bottom in a kernel of its own, keep the outputs, clean it, and leave its fingerprint."
     import nbformat
     from nbclient import NotebookClient
     from nbdev.clean import clean_nb
     from execnb.nbio import read_nb, write_nb
+
     path, started = Path(path), time.time()
     notebook = nbformat.read(path, as_version=4)
-    for cell in notebook.cells: cell.metadata["tags"] = ["skip-execution"] if re.search(r"^#\| *eval: *false", cell.source, re.M) else []
-    NotebookClient(notebook, timeout=timeout, kernel_name="python3", skip_cells_with_tag="skip-execution", resources={"metadata": {"path": str(path.parent)}}).execute()
-    for cell in notebook.cells: _results_only(cell)
-    notebook.metadata = {"kernelspec": dict(display_name="python3", language="python", name="python3"), "executed": source_hash(notebook)}
+    for cell in notebook.cells:
+        cell.metadata["tags"] = (
+            ["skip-execution"] if re.search(r"^#\| *eval: *false", cell.source, re.M) else []
+        )
+    NotebookClient(
+        notebook,
+        timeout=timeout,
+        kernel_name="python3",
+        skip_cells_with_tag="skip-execution",
+        resources={"metadata": {"path": str(path.parent)}},
+    ).execute()
+    for cell in notebook.cells:
+        _results_only(cell)
+    notebook.metadata = {
+        "kernelspec": dict(display_name="python3", language="python", name="python3"),
+        "executed": source_hash(notebook),
+    }
     nbformat.write(notebook, path)
     cleaned = read_nb(path)
     clean_nb(cleaned, clear_all=False, allowed_metadata_keys=["executed"], clean_ids=True)
     write_nb(cleaned, path)
     return time.time() - started
 
+
 def _results_only(cell):
     "Drop what went to stderr (bars, warnings of libraries) and widgets' bars, and name no folder of this machine: a page shows results."
-    if cell.cell_type != "code": return
-    cell.outputs = [o for o in cell.outputs if o.get("name") != "stderr" and "application/vnd.jupyter.widget-view+json" not in o.get("data", {})]
+    if cell.cell_type != "code":
+        return
+    cell.outputs = [
+        o
+        for o in cell.outputs
+        if o.get("name") != "stderr"
+        and "application/vnd.jupyter.widget-view+json" not in o.get("data", {})
+    ]
     places = {sys.prefix: "<env>", tempfile.gettempdir(): "<tmp>", str(Path.home()): "~"}
+
     def anonymous(text):
-        for place, name in places.items() if isinstance(text, str) else (): text = text.replace(place + os.sep, name + os.sep)
+        for place, name in places.items() if isinstance(text, str) else ():
+            text = text.replace(place + os.sep, name + os.sep)
         return text
+
     for o in cell.outputs:
-        if "text" in o: o["text"] = anonymous(o["text"])
-        if "data" in o: o["data"] = {k: anonymous(v) if k.startswith("text/") else v for k, v in o["data"].items()} # never inside a picture's letters
+        if "text" in o:
+            o["text"] = anonymous(o["text"])
+        if "data" in o:
+            o["data"] = {
+                k: anonymous(v) if k.startswith("text/") else v for k, v in o["data"].items()
+            }  # never inside a picture's letters
 
 # %% ../nbs/02_testing.ipynb #6f3eac10
-def book_notebooks()->list[Path]:
+def book_notebooks() -> list[Path]:
     "All notebooks of the book, in reading order; drafts (names that begin with _) are left out."
     from nbdev.config import get_config
+
     root = Path(get_config().nbs_path)
-    found = [p for p in root.rglob("*.ipynb") if not any(part.startswith(("_", ".")) for part in p.relative_to(root).parts)]
+    found = [
+        p
+        for p in root.rglob("*.ipynb")
+        if not any(part.startswith(("_", ".")) for part in p.relative_to(root).parts)
+    ]
     return sorted(found, key=lambda p: (p.parent.name == "appendix", p.name))
 
-def _run_one(path, flags): # in a fresh process
-    code = ("import sys\nfrom pathlib import Path\nfrom nbdev.config import get_config\nfrom nbdev.test import test_nb\n"
-            f"ok, _ = test_nb(Path({str(path)!r}), skip_flags=get_config().tst_flags.split(), force_flags={flags!r}, basepath=get_config().config_path)\nsys.exit(not ok)")
+
+def _run_one(path, flags):  # in a fresh process
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom nbdev.config import get_config\nfrom"
+        f" nbdev.test import test_nb\nok, _ = test_nb(Path({str(path)!r}),"
+        f" skip_flags=get_config().tst_flags.split(), force_flags={flags!r},"
+        " basepath=get_config().config_path)\nsys.exit(not ok)"
+    )
     started = time.time()
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1", "MPLBACKEND": "agg", "SAE_NOTEBOOKS_QUIET": "1"})
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "MPLBACKEND": "agg", "SAE_NOTEBOOKS_QUIET": "1"},
+    )
     return run.returncode == 0, time.time() - started, run.stderr
 
 # %% ../nbs/02_testing.ipynb #365ee750
-def run_notebooks(paths, # notebooks to run
-                  flags:tuple=(), # flags whose cells are run too, for example ("slow",)
-                  workers:int=2)->list[tuple]: # (path, passed, seconds, error text)
+def run_notebooks(
+    paths,  # notebooks to run
+    flags: tuple = (),  # flags whose cells are run too, for example ("slow",)
+    workers: int = 2,
+) -> list[tuple]:  # (path, passed, seconds, error text)
     "Test notebooks in parallel; prints a line with its time for each as it ends."
     results = []
     with ThreadPoolExecutor(workers) as pool:
@@ -84,31 +128,59 @@ def run_notebooks(paths, # notebooks to run
         for job in as_completed(jobs):
             (ok, seconds, error), path = job.result(), jobs[job]
             print(f"{'passed' if ok else 'FAILED'} {seconds:6.1f} s  {Path(path).name}", flush=True)
-            if not ok: print(error[-6000:], flush=True)
+            if not ok:
+                print(error[-6000:], flush=True)
             results.append((path, ok, seconds, error))
     return results
 
 # %% ../nbs/02_testing.ipynb #f4fc721a
-def readme_text(index:str|Path # index.ipynb
-               )->str:
+def readme_text(index: str | Path) -> str:  # index.ipynb
     "The README that belongs to the book's front page."
-    cells = ["".join(c["source"]) for c in json.loads(Path(index).read_text("utf-8"))["cells"] if c["cell_type"] == "markdown"]
+    cells = [
+        "".join(c["source"])
+        for c in json.loads(Path(index).read_text("utf-8"))["cells"]
+        if c["cell_type"] == "markdown"
+    ]
     text = re.sub(r"\]\((?!https?:|#)", "](nbs/", "\n\n".join(c.strip() for c in cells))
-    return "<!-- Written by `sae_workbook readme` from nbs/index.ipynb: edit that. -->\n\n" + text + "\n"
+    return (
+        "<!-- Written by `sae_workbook readme` from nbs/index.ipynb: edit that. -->\n\n"
+        + text
+        + "\n"
+    )
 
 # %% ../nbs/02_testing.ipynb #041a817b
-def run_all(pattern:str="", # only notebooks whose path contains this
-            flags:tuple=(), workers:int=2)->int: # number of failures
+def run_all(
+    pattern: str = "",  # only notebooks whose path contains this
+    flags: tuple = (),
+    workers: int = 2,
+) -> int:  # number of failures
     "All notebooks and all of `tests/`; the last line printed is `N passed, N failed`."
     from nbdev.config import get_config
+
     paths = [p for p in book_notebooks() if pattern in str(p)]
-    if not paths: raise WorkbookError(f"no notebook's path contains {pattern!r}")
+    if not paths:
+        raise WorkbookError(f"no notebook's path contains {pattern!r}")
     results = run_notebooks(paths, flags, workers)
     passed, failed = sum(r[1] for r in results), sum(not r[1] for r in results)
     if not pattern:
-        run = subprocess.run([sys.executable, "-m", "pytest", "-q", "-rs", str(Path(get_config().config_path)/"tests")], capture_output=True, text=True)
+        run = subprocess.run(
+            [
+                sys.executable,
+                "-m",
+                "pytest",
+                "-q",
+                "-rs",
+                str(Path(get_config().config_path) / "tests"),
+            ],
+            capture_output=True,
+            text=True,
+        )
         print(run.stdout)
-        counts = {word: int(n) for n, word in re.findall(r"(\d+) (passed|failed|error)", run.stdout)}
-        passed, failed = passed + counts.get("passed", 0), failed + counts.get("failed", 0) + counts.get("error", 0) + (run.returncode not in (0, 1))
+        counts = {
+            word: int(n) for n, word in re.findall(r"(\d+) (passed|failed|error)", run.stdout)
+        }
+        passed, failed = passed + counts.get("passed", 0), failed + counts.get(
+            "failed", 0
+        ) + counts.get("error", 0) + (run.returncode not in (0, 1))
     print(f"{passed} passed, {failed} failed")
     return failed

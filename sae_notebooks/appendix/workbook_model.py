@@ -21,7 +21,15 @@ import transformers
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from ..core import WorkbookError, atomic_write, build_once, cache_path, data_path, progress, sha256_of
+from sae_notebooks.core import (
+    WorkbookError,
+    atomic_write,
+    build_once,
+    cache_path,
+    data_path,
+    progress,
+    sha256_of,
+)
 from ..extraction.concepts import ConceptSource, shipped_grammar, span_counts
 from ..extraction.corpus import open_corpus
 
@@ -31,27 +39,56 @@ from fastcore.basics import patch
 # %% ../../nbs/appendix/90_workbook_model.ipynb #7ca1081b
 BOS, EOS, PAD = "<|begin_of_text|>", "<|end_of_text|>", "<|pad|>"
 # contractions; words with the character before them; single digits; punctuation with line breaks; white space
-_split = r"'(?:s|t|re|ve|m|ll|d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_split = (
+    r"'(?:s|t|re|ve|m|ll|d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}|"
+    r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 
-def train_tokenizer(texts, vocabulary:int=4096)->PreTrainedTokenizerFast:
+
+def train_tokenizer(texts, vocabulary: int = 4096) -> PreTrainedTokenizerFast:
     "A byte-level BPE tokenizer: no unknown tokens, exact offsets, a begin token in front of every text."
     t = Tokenizer(models.BPE())
-    t.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(_split), "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+    t.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_split), "isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
     t.decoder = decoders.ByteLevel()
-    t.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=vocabulary, special_tokens=[BOS, EOS, PAD], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False))
+    t.train_from_iterator(
+        texts,
+        trainers.BpeTrainer(
+            vocab_size=vocabulary,
+            special_tokens=[BOS, EOS, PAD],
+            initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+            show_progress=False,
+        ),
+    )
     t.post_processor = processors.TemplateProcessing(single=f"{BOS} $A", special_tokens=[(BOS, 0)])
-    return PreTrainedTokenizerFast(tokenizer_object=t, bos_token=BOS, eos_token=EOS, pad_token=PAD, clean_up_tokenization_spaces=False)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=t,
+        bos_token=BOS,
+        eos_token=EOS,
+        pad_token=PAD,
+        clean_up_tokenization_spaces=False,
+    )
 
 # %% ../../nbs/appendix/90_workbook_model.ipynb #1be6851f
-def make_tokenizer(folder:str|Path|None=None, megabytes:float=12)->PreTrainedTokenizerFast:
+def make_tokenizer(
+    folder: str | Path | None = None, megabytes: float = 12
+) -> PreTrainedTokenizerFast:
     "The tokenizer in `folder` (by default the workbook model's), or one trained on equal parts of both corpora and saved there."
-    folder = Path(folder or data_path()/"workbook_model")
-    if (folder/"tokenizer.json").exists(): return PreTrainedTokenizerFast.from_pretrained(folder)
+    folder = Path(folder or data_path() / "workbook_model")
+    if (folder / "tokenizer.json").exists():
+        return PreTrainedTokenizerFast.from_pretrained(folder)
+
     def part(spec):
         left = megabytes * 1e6 / 2
         for d in open_corpus(spec, seed=0):
-            if (left := left - len(d.text)) < 0: return
+            if (left := left - len(d.text)) < 0:
+                return
             yield d.text
+
     tokenizer = train_tokenizer(t for spec in ("docs", "concepts:40000") for t in part(spec))
     tokenizer.save_pretrained(folder)
     return tokenizer
@@ -60,6 +97,7 @@ def make_tokenizer(folder:str|Path|None=None, megabytes:float=12)->PreTrainedTok
 @dataclass(frozen=True)
 class Recipe:
     "Everything that decides what a workbook model becomes."
+
     name: str = "workbook_model"
     seed: int = 0
     hidden: int = 256
@@ -68,60 +106,146 @@ class Recipe:
     kv_heads: int = 2
     mlp: int = 704
     vocabulary: int = 4096
-    concept_documents: int = 110_000 # to draw from
+    concept_documents: int = 110_000  # to draw from
     steps: int = 3400
-    batch: int = 8192 # tokens a step
-    docs_share: float = 0.5 # of the rows of a step; the other rows are concepts
-    start: str = "" # recipe whose weights training goes on from; none begins at random weights
-    stages: tuple = ((256, 0.90), (1024, 0.085), (4096, 0.015)) # row length, share of the steps
-    mixed: bool = False # stages in turns from the first step on, not one after the other
-    average: float = 0.0 # share of the start's weights in what is written
-    muon_lr: float = 0.02 # hidden matrices
-    adam_lr: float = 3e-3 # embeddings and norms
+    batch: int = 8192  # tokens a step
+    docs_share: float = 0.5  # of the rows of a step; the other rows are concepts
+    start: str = ""  # recipe whose weights training goes on from; none begins at random weights
+    stages: tuple = ((256, 0.90), (1024, 0.085), (4096, 0.015))  # row length, share of the steps
+    mixed: bool = False  # stages in turns from the first step on, not one after the other
+    average: float = 0.0  # share of the start's weights in what is written
+    muon_lr: float = 0.02  # hidden matrices
+    adam_lr: float = 3e-3  # embeddings and norms
     warmup: int = 60
-    decay: float = 0.588 # share of the steps over which the rate falls linearly to zero
-    rope_theta: float = 100_000. # slow rotations, for rows of 4096
+    decay: float = 0.588  # share of the steps over which the rate falls linearly to zero
+    rope_theta: float = 100_000.0  # slow rotations, for rows of 4096
 
-RECIPES = {r.name: r for r in (
-    Recipe(name="workbook_model_start"),
-    Recipe(name="workbook_model_middle", start="workbook_model_start", seed=2, concept_documents=300_000, docs_share=0.125, steps=2900, stages=((256, 0.93), (1024, 0.06), (4096, 0.01)), muon_lr=0.015, adam_lr=2e-3, decay=0.9),
-    Recipe(name="workbook_model_mixed", start="workbook_model_middle", seed=3, concept_documents=300_000, docs_share=0.094, steps=3200, stages=((256, 0.88), (1024, 0.09), (4096, 0.03)), mixed=True, muon_lr=0.015, adam_lr=2e-3, decay=0.9),
-    Recipe(name="workbook_model_fourth", start="workbook_model_mixed", seed=4, concept_documents=300_000, docs_share=0.094, steps=2100, stages=((256, 0.88), (1024, 0.09), (4096, 0.03)), mixed=True, average=0.5, muon_lr=0.012, adam_lr=1.6e-3, decay=0.95),
-    Recipe(start="workbook_model_fourth", seed=5, concept_documents=300_000, docs_share=0.094, steps=3600, stages=((256, 0.88), (1024, 0.09), (4096, 0.03)), mixed=True, average=0.33, muon_lr=0.012, adam_lr=1.6e-3, decay=0.95),
-    Recipe(name="workbook_model_b", seed=1, hidden=192, layers=4, heads=3, kv_heads=1, mlp=512, steps=700))}
+
+RECIPES = {
+    r.name: r
+    for r in (
+        Recipe(name="workbook_model_start"),
+        Recipe(
+            name="workbook_model_middle",
+            start="workbook_model_start",
+            seed=2,
+            concept_documents=300_000,
+            docs_share=0.125,
+            steps=2900,
+            stages=((256, 0.93), (1024, 0.06), (4096, 0.01)),
+            muon_lr=0.015,
+            adam_lr=2e-3,
+            decay=0.9,
+        ),
+        Recipe(
+            name="workbook_model_mixed",
+            start="workbook_model_middle",
+            seed=3,
+            concept_documents=300_000,
+            docs_share=0.094,
+            steps=3200,
+            stages=((256, 0.88), (1024, 0.09), (4096, 0.03)),
+            mixed=True,
+            muon_lr=0.015,
+            adam_lr=2e-3,
+            decay=0.9,
+        ),
+        Recipe(
+            name="workbook_model_fourth",
+            start="workbook_model_mixed",
+            seed=4,
+            concept_documents=300_000,
+            docs_share=0.094,
+            steps=2100,
+            stages=((256, 0.88), (1024, 0.09), (4096, 0.03)),
+            mixed=True,
+            average=0.5,
+            muon_lr=0.012,
+            adam_lr=1.6e-3,
+            decay=0.95,
+        ),
+        Recipe(
+            start="workbook_model_fourth",
+            seed=5,
+            concept_documents=300_000,
+            docs_share=0.094,
+            steps=3600,
+            stages=((256, 0.88), (1024, 0.09), (4096, 0.03)),
+            mixed=True,
+            average=0.33,
+            muon_lr=0.012,
+            adam_lr=1.6e-3,
+            decay=0.95,
+        ),
+        Recipe(
+            name="workbook_model_b",
+            seed=1,
+            hidden=192,
+            layers=4,
+            heads=3,
+            kv_heads=1,
+            mlp=512,
+            steps=700,
+        ),
+    )
+}
 
 # %% ../../nbs/appendix/90_workbook_model.ipynb #4a124fce
 @patch
-def config(self:Recipe)->LlamaConfig:
+def config(self: Recipe) -> LlamaConfig:
     "The architecture: Llama's, small."
-    return LlamaConfig(vocab_size=self.vocabulary, hidden_size=self.hidden, intermediate_size=self.mlp, num_hidden_layers=self.layers, num_attention_heads=self.heads,
-                       num_key_value_heads=self.kv_heads, max_position_embeddings=4096, tie_word_embeddings=True, rope_parameters=dict(rope_type="default", rope_theta=self.rope_theta),
-                       bos_token_id=0, eos_token_id=1, pad_token_id=2)
+    return LlamaConfig(
+        vocab_size=self.vocabulary,
+        hidden_size=self.hidden,
+        intermediate_size=self.mlp,
+        num_hidden_layers=self.layers,
+        num_attention_heads=self.heads,
+        num_key_value_heads=self.kv_heads,
+        max_position_embeddings=4096,
+        tie_word_embeddings=True,
+        rope_parameters=dict(rope_type="default", rope_theta=self.rope_theta),
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=2,
+    )
+
 
 @patch
-def length(self:Recipe, step:int)->int:
+def length(self: Recipe, step: int) -> int:
     "Row length at a step, in tokens."
-    at = (step + 1) * (5 ** .5 - 1) / 2 % 1 if self.mixed else step / self.steps # multiples of the golden section fill the unit interval evenly
-    return self.stages[min(int(np.searchsorted(np.cumsum([s for _, s in self.stages]), at, "right")), len(self.stages) - 1)][0]
+    at = (
+        (step + 1) * (5**0.5 - 1) / 2 % 1 if self.mixed else step / self.steps
+    )  # multiples of the golden section fill the unit interval evenly
+    return self.stages[
+        min(
+            int(np.searchsorted(np.cumsum([s for _, s in self.stages]), at, "right")),
+            len(self.stages) - 1,
+        )
+    ][0]
+
 
 @patch
-def shares(self:Recipe, step:int)->tuple[int, int]: # of docs and of concepts
+def shares(self: Recipe, step: int) -> tuple[int, int]:  # of docs and of concepts
     "Tokens that a step reads of each corpus: whole rows, at least one."
     length = self.length(step)
     rows = self.batch // length
     docs = min(max(1, round(self.docs_share * rows)), rows - 1) * length
     return docs, rows * length - docs
 
+
 @lru_cache(8)
-def _read(recipe:Recipe)->np.ndarray: return np.cumsum([(0, 0), *map(recipe.shares, range(recipe.steps))], 0) # [steps + 1, 2]
+def _read(recipe: Recipe) -> np.ndarray:
+    return np.cumsum([(0, 0), *map(recipe.shares, range(recipe.steps))], 0)  # [steps + 1, 2]
+
 
 @patch
-def read(self:Recipe, step:int)->tuple[int, int]: # of docs and of concepts
+def read(self: Recipe, step: int) -> tuple[int, int]:  # of docs and of concepts
     "Tokens read of each corpus before a step."
     return tuple(map(int, _read(self)[step]))
 
+
 @patch
-def rate(self:Recipe, step:int)->float:
+def rate(self: Recipe, step: int) -> float:
     "Learning rate at a step, relative to its peak: warm-up, plateau, linear decay."
     return min((step + 1) / self.warmup, 1.0, (self.steps - step) / (self.decay * self.steps))
 
@@ -129,68 +253,117 @@ def rate(self:Recipe, step:int)->float:
 @dataclass
 class Tokens:
     "A tokenised corpus: all ids in one array, and where each document begins."
-    ids: np.ndarray # uint16
-    starts: np.ndarray # int64 [n_documents + 1]
 
-    def __len__(self): return len(self.starts) - 1
-    def document(self, i): return self.ids[self.starts[i]:self.starts[i+1]]
+    ids: np.ndarray  # uint16
+    starts: np.ndarray  # int64 [n_documents + 1]
 
-def tokenise(texts, tokenizer, what="")->Tokens:
+    def __len__(self):
+        return len(self.starts) - 1
+
+    def document(self, i):
+        return self.ids[self.starts[i] : self.starts[i + 1]]
+
+
+def tokenise(texts, tokenizer, what="") -> Tokens:
     "Begin token, text, end token for each document."
     parts, texts = [], iter(progress(texts, what, unit="documents"))
-    while batch := list(itertools.islice(texts, 512)): parts += [np.array([*e.ids, 1], dtype=np.uint16) for e in tokenizer._tokenizer.encode_batch(batch)]
+    while batch := list(itertools.islice(texts, 512)):
+        parts += [
+            np.array([*e.ids, 1], dtype=np.uint16) for e in tokenizer._tokenizer.encode_batch(batch)
+        ]
     return Tokens(np.concatenate(parts), np.cumsum([0, *map(len, parts)]))
 
 # %% ../../nbs/appendix/90_workbook_model.ipynb #b7b10b64
-def _cached_tokens(path, texts, tokenizer, what)->Tokens:
+def _cached_tokens(path, texts, tokenizer, what) -> Tokens:
     def make(part):
         t = tokenise(texts(), tokenizer, f"tokenising {what}")
-        with open(part, "wb") as f: np.savez(f, ids=t.ids, starts=t.starts)
-    with np.load(build_once(path, make)) as z: return Tokens(z["ids"], z["starts"])
+        with open(part, "wb") as f:
+            np.savez(f, ids=t.ids, starts=t.starts)
 
-def training_tokens(recipe:Recipe, tokenizer, names:tuple=("docs", "concepts"))->dict[str, Tokens]:
+    with np.load(build_once(path, make)) as z:
+        return Tokens(z["ids"], z["starts"])
+
+
+def training_tokens(
+    recipe: Recipe, tokenizer, names: tuple = ("docs", "concepts")
+) -> dict[str, Tokens]:
     "The training corpora, tokenised once and kept in the cache under a fingerprint of what they were made from."
     from sae_notebooks.extraction.docs import docs_file
+
     specs = {"docs": "docs", "concepts": f"concepts:{recipe.concept_documents}"}
-    made_from = {"docs": lambda: docs_file().stem, "concepts": lambda: sha256_of(data_path("concepts")) + specs["concepts"]}
-    def path(name): return cache_path("training", "tokens", f"{name}.{hashlib.sha256((made_from[name]() + tokenizer.backend_tokenizer.to_str()).encode()).hexdigest()[:16]}.npz")
-    return {n: _cached_tokens(path(n), lambda: (d.text for d in open_corpus(specs[n], seed=None)), tokenizer, n) for n in names}
+    made_from = {
+        "docs": lambda: docs_file().stem,
+        "concepts": lambda: sha256_of(data_path("concepts")) + specs["concepts"],
+    }
+
+    def path(name):
+        return cache_path(
+            "training",
+            "tokens",
+            f"{name}.{hashlib.sha256((made_from[name]() + tokenizer.backend_tokenizer.to_str()).encode()).hexdigest()[:16]}.npz",
+        )
+
+    return {
+        n: _cached_tokens(
+            path(n), lambda: (d.text for d in open_corpus(specs[n], seed=None)), tokenizer, n
+        )
+        for n in names
+    }
 
 # %% ../../nbs/appendix/90_workbook_model.ipynb #1e0ddb27
 class Stream:
     "An endless token stream over a corpus: a new permutation of its documents every epoch, readable at any place."
-    def __init__(self, tokens:Tokens, seed:int): self.tokens, self.seed = tokens, seed
 
-    def order(self, epoch:int)->np.ndarray: return np.random.default_rng([self.seed, epoch]).permutation(len(self.tokens))
+    def __init__(self, tokens: Tokens, seed: int):
+        self.tokens, self.seed = tokens, seed
+
+    def order(self, epoch: int) -> np.ndarray:
+        return np.random.default_rng([self.seed, epoch]).permutation(len(self.tokens))
 
     @lru_cache(2)
-    def epoch(self, e:int)->np.ndarray: return np.concatenate([self.tokens.document(i) for i in self.order(e)])
+    def epoch(self, e: int) -> np.ndarray:
+        return np.concatenate([self.tokens.document(i) for i in self.order(e)])
 
-    def read(self, start:int, n:int)->np.ndarray: # n token ids
+    def read(self, start: int, n: int) -> np.ndarray:  # n token ids
         "Tokens `start:start+n` of the endless stream."
         size, out = len(self.tokens.ids), []
         while n:
             e, at = divmod(start, size)
-            out.append(self.epoch(e)[at:at + n])
+            out.append(self.epoch(e)[at : at + n])
             start, n = start + len(out[-1]), n - len(out[-1])
         return np.concatenate(out)
 
 # %% ../../nbs/appendix/90_workbook_model.ipynb #ae04500e
-def batch_at(step:int, recipe:Recipe, streams)->tuple[torch.Tensor, torch.Tensor]: # inputs and targets [rows, length]
+def batch_at(
+    step: int, recipe: Recipe, streams
+) -> tuple[torch.Tensor, torch.Tensor]:  # inputs and targets [rows, length]
     "The rows of one step: docs, then concepts, every row with a begin token in front."
-    targets = np.concatenate([s.read(at, n) for s, at, n in zip(streams, recipe.read(step), recipe.shares(step))]).reshape(-1, recipe.length(step)).astype(np.int64)
+    targets = (
+        np.concatenate(
+            [s.read(at, n) for s, at, n in zip(streams, recipe.read(step), recipe.shares(step))]
+        )
+        .reshape(-1, recipe.length(step))
+        .astype(np.int64)
+    )
     inputs = np.concatenate([np.zeros_like(targets[:, :1]), targets[:, :-1]], 1)
     return torch.from_numpy(inputs), torch.from_numpy(targets)
 
 # %% ../../nbs/appendix/90_workbook_model.ipynb #81909a45
-def optimisers(model, recipe:Recipe)->list:
+def optimisers(model, recipe: Recipe) -> list:
     "Muon for the hidden matrices, Adam for embeddings and norms."
-    hidden = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n and "lm_head" not in n]
+    hidden = [
+        p
+        for n, p in model.named_parameters()
+        if p.ndim == 2 and "embed" not in n and "lm_head" not in n
+    ]
     rest = [p for p in model.parameters() if not any(p is h for h in hidden)]
-    return [torch.optim.Muon(hidden, lr=recipe.muon_lr, weight_decay=0.0, momentum=0.95),
-            torch.optim.AdamW(rest, lr=recipe.adam_lr, betas=(0.9, 0.97), weight_decay=0.0, fused=True)]
+    return [
+        torch.optim.Muon(hidden, lr=recipe.muon_lr, weight_decay=0.0, momentum=0.95),
+        torch.optim.AdamW(rest, lr=recipe.adam_lr, betas=(0.9, 0.97), weight_decay=0.0, fused=True),
+    ]
 
-def next_token_loss(model, inputs, targets)->torch.Tensor:
+
+def next_token_loss(model, inputs, targets) -> torch.Tensor:
     "Mean surprisal of the targets, nats per token; matrix products in bfloat16."
     with torch.autocast(inputs.device.type, dtype=torch.bfloat16):
         hidden = model.model(input_ids=inputs, use_cache=False).last_hidden_state
@@ -200,77 +373,137 @@ def next_token_loss(model, inputs, targets)->torch.Tensor:
 # %% ../../nbs/appendix/90_workbook_model.ipynb #07131880
 class Run:
     "One training run: resumable at its last checkpoint, logged as JSON lines."
-    def __init__(self, recipe:Recipe, streams:list, folder:str|Path|None=None, compiled:bool=True, device:str|None=None,
-                 start:str|Path|None=None): # folder of the model whose weights it goes on from
-        self.recipe, self.streams, self.folder = recipe, streams, Path(folder or cache_path("training", recipe.name))
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        streams: list,
+        folder: str | Path | None = None,
+        compiled: bool = True,
+        device: str | None = None,
+        start: str | Path | None = None,
+    ):  # folder of the model whose weights it goes on from
+        self.recipe, self.streams, self.folder = (
+            recipe,
+            streams,
+            Path(folder or cache_path("training", recipe.name)),
+        )
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         torch.manual_seed(recipe.seed)
         self.model = LlamaForCausalLM(recipe.config()).to(self.device)
-        if start: self.model.load_state_dict(LlamaForCausalLM.from_pretrained(start, dtype=torch.float32).state_dict())
+        if start:
+            self.model.load_state_dict(
+                LlamaForCausalLM.from_pretrained(start, dtype=torch.float32).state_dict()
+            )
         self.optimisers, self.step, self.seconds = optimisers(self.model, recipe), 0, 0.0
         self.loss = torch.compile(next_token_loss, dynamic=False) if compiled else next_token_loss
         self.folder.mkdir(parents=True, exist_ok=True)
-        if self.checkpoint.exists(): self.resume()
+        if self.checkpoint.exists():
+            self.resume()
 
     @property
-    def checkpoint(self): return self.folder/"checkpoint.pt"
+    def checkpoint(self):
+        return self.folder / "checkpoint.pt"
 
 # %% ../../nbs/appendix/90_workbook_model.ipynb #cd9cc306
 @patch
-def save(self:Run):
+def save(self: Run):
     "Write the checkpoint, all or nothing."
     with atomic_write(self.checkpoint) as part:
-        torch.save(dict(recipe=json.dumps(dataclasses.asdict(self.recipe)), step=self.step, seconds=self.seconds, model=self.model.state_dict(), optimisers=[o.state_dict() for o in self.optimisers]), part)
+        torch.save(
+            dict(
+                recipe=json.dumps(dataclasses.asdict(self.recipe)),
+                step=self.step,
+                seconds=self.seconds,
+                model=self.model.state_dict(),
+                optimisers=[o.state_dict() for o in self.optimisers],
+            ),
+            part,
+        )
+
 
 @patch
-def resume(self:Run):
+def resume(self: Run):
     "Go on from the checkpoint; raises `WorkbookError` when it belongs to another recipe."
     state = torch.load(self.checkpoint, weights_only=True, map_location=self.device)
-    if state["recipe"] != json.dumps(dataclasses.asdict(self.recipe)): raise WorkbookError(f"{self.checkpoint} belongs to another recipe; delete it to start again")
+    if state["recipe"] != json.dumps(dataclasses.asdict(self.recipe)):
+        raise WorkbookError(
+            f"{self.checkpoint} belongs to another recipe; delete it to start again"
+        )
     self.model.load_state_dict(state["model"])
-    for o, s in zip(self.optimisers, state["optimisers"]): o.load_state_dict(s)
+    for o, s in zip(self.optimisers, state["optimisers"]):
+        o.load_state_dict(s)
     self.step, self.seconds = state["step"], state["seconds"]
 
 # %% ../../nbs/appendix/90_workbook_model.ipynb #add5761a
 @patch
-def train_step(self:Run)->float: # loss before the step
+def train_step(self: Run) -> float:  # loss before the step
     "One optimiser step."
     r = self.recipe
     inputs, targets = (t.to(self.device) for t in batch_at(self.step, r, self.streams))
     for o, peak in zip(self.optimisers, (r.muon_lr, r.adam_lr)):
-        for g in o.param_groups: g["lr"] = peak * r.rate(self.step)
+        for g in o.param_groups:
+            g["lr"] = peak * r.rate(self.step)
         o.zero_grad(set_to_none=True)
-    if inputs.device.type == "cpu": self.model.set_attn_implementation("eager" if inputs.shape[1] <= 256 else "sdpa") # short rows: compiled products beat CPU flash attention by a fifth
+    if inputs.device.type == "cpu":
+        self.model.set_attn_implementation(
+            "eager" if inputs.shape[1] <= 256 else "sdpa"
+        )  # short rows: compiled products beat CPU flash attention by a fifth
     loss = self.loss(self.model, inputs, targets)
     loss.backward()
     torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
-    for o in self.optimisers: o.step()
+    for o in self.optimisers:
+        o.step()
     self.step += 1
     return loss.item()
 
 # %% ../../nbs/appendix/90_workbook_model.ipynb #1df55443
 @torch.no_grad()
-def quick_loss(model, tokens:Tokens, rows:int=48, length:int=256)->float:
+def quick_loss(model, tokens: Tokens, rows: int = 48, length: int = 256) -> float:
     "Loss on the first rows of a held-out corpus, for the log."
-    targets = torch.from_numpy(tokens.ids[:rows * length].astype(np.int64)).reshape(-1, length).to(next(model.parameters()).device)
+    targets = (
+        torch.from_numpy(tokens.ids[: rows * length].astype(np.int64))
+        .reshape(-1, length)
+        .to(next(model.parameters()).device)
+    )
     return next_token_loss(model, F.pad(targets[:, :-1], (1, 0)), targets).item()
 
+
 @patch
-def train(self:Run, heldout:dict[str, Tokens], every:int=100):
+def train(self: Run, heldout: dict[str, Tokens], every: int = 100):
     "Train to the end of the recipe, with a checkpoint and a measurement every so many steps."
-    bar, losses, started = progress(range(self.step, self.recipe.steps), self.recipe.name, unit="steps"), [], time.time() - self.seconds
+    bar, losses, started = (
+        progress(range(self.step, self.recipe.steps), self.recipe.name, unit="steps"),
+        [],
+        time.time() - self.seconds,
+    )
     for _ in bar:
         losses.append(self.train_step())
-        if not math.isfinite(losses[-1]): raise WorkbookError(f"the loss is {losses[-1]} at step {self.step}; lower muon_lr or adam_lr, and go on from {self.checkpoint}")
-        if self.step % every and self.step < self.recipe.steps: continue
+        if not math.isfinite(losses[-1]):
+            raise WorkbookError(
+                f"the loss is {losses[-1]} at step {self.step}; lower muon_lr or adam_lr, and go on"
+                f" from {self.checkpoint}"
+            )
+        if self.step % every and self.step < self.recipe.steps:
+            continue
         self.seconds = time.time() - started
-        record = dict(step=self.step, tokens=self.step * self.recipe.batch, length=self.recipe.length(self.step - 1), seconds=round(self.seconds), train=round(float(np.mean(losses)), 4),
-                      **{n: round(quick_loss(self.model, t), 4) for n, t in heldout.items()})
-        with (self.folder/"log.jsonl").open("a") as f: f.write(json.dumps(record) + "\n")
-        self.save(); losses = []
+        record = dict(
+            step=self.step,
+            tokens=self.step * self.recipe.batch,
+            length=self.recipe.length(self.step - 1),
+            seconds=round(self.seconds),
+            train=round(float(np.mean(losses)), 4),
+            **{n: round(quick_loss(self.model, t), 4) for n, t in heldout.items()},
+        )
+        with (self.folder / "log.jsonl").open("a") as f:
+            f.write(json.dumps(record) + "\n")
+        self.save()
+        losses = []
 
 # %% ../../nbs/appendix/90_workbook_model.ipynb #41d83da3
-def documents_read(stream:Stream, n_tokens:int)->np.ndarray: # how often each document of the corpus was read, to the end
+def documents_read(
+    stream: Stream, n_tokens: int
+) -> np.ndarray:  # how often each document of the corpus was read, to the end
     "Which documents the first `n_tokens` of a stream hold."
     counts, left, e = np.zeros(len(stream.tokens), np.int64), n_tokens, 0
     sizes = np.diff(stream.tokens.starts)
@@ -278,133 +511,243 @@ def documents_read(stream:Stream, n_tokens:int)->np.ndarray: # how often each do
         order = stream.order(e)
         whole = np.searchsorted(np.cumsum(sizes[order]), left, "right")
         counts[order[:whole]] += 1
-        left -= len(stream.tokens.ids); e += 1
+        left -= len(stream.tokens.ids)
+        e += 1
     return counts
 
 # %% ../../nbs/appendix/90_workbook_model.ipynb #6ea4a7eb
-def concept_counts(recipe:Recipe, stream:Stream, before:dict|None=None)->dict: # spans per concept, per borough, per fact stated truly and falsely
+def concept_counts(
+    recipe: Recipe, stream: Stream, before: dict | None = None
+) -> dict:  # spans per concept, per borough, per fact stated truly and falsely
     "How often labelled things were in the training text, added to what was counted `before`."
     before = before or dict(documents=0, concepts={}, entities={}, facts={"true": {}, "false": {}})
-    source, concepts, entities = ConceptSource(recipe.concept_documents), Counter(before["concepts"]), Counter(before["entities"])
-    facts, read = {k: Counter(v) for k, v in before["facts"].items()}, documents_read(stream, recipe.read(recipe.steps)[1])
+    source, concepts, entities = (
+        ConceptSource(recipe.concept_documents),
+        Counter(before["concepts"]),
+        Counter(before["entities"]),
+    )
+    facts, read = {k: Counter(v) for k, v in before["facts"].items()}, documents_read(
+        stream, recipe.read(recipe.steps)[1]
+    )
     for i in progress(np.flatnonzero(read), "counting concepts", unit="documents"):
         doc = source[int(i)]
         c, e = span_counts([doc])
-        for k, v in c.items(): concepts[k] += v * int(read[i])
-        for (k, name), v in e.items(): entities[f"{k}:{name}"] += v * int(read[i])
+        for k, v in c.items():
+            concepts[k] += v * int(read[i])
+        for (k, name), v in e.items():
+            entities[f"{k}:{name}"] += v * int(read[i])
         for s in doc.spans:
             if s.concept == "truth.fact":
-                false = any(o.concept == "truth.false_statement" and o.start <= s.start and s.end <= o.end for o in doc.spans)
+                false = any(
+                    o.concept == "truth.false_statement" and o.start <= s.start and s.end <= o.end
+                    for o in doc.spans
+                )
                 facts["false" if false else "true"][s.entity] += int(read[i])
-    return dict(documents=before["documents"] + int((read > 0).sum()), concepts=dict(concepts.most_common()), entities=dict(entities.most_common()), facts={k: dict(v.most_common()) for k, v in facts.items()})
+    return dict(
+        documents=before["documents"] + int((read > 0).sum()),
+        concepts=dict(concepts.most_common()),
+        entities=dict(entities.most_common()),
+        facts={k: dict(v.most_common()) for k, v in facts.items()},
+    )
 
 # %% ../../nbs/appendix/90_workbook_model.ipynb #a74e6291
-def _processor()->str:
+def _processor() -> str:
     "Name of the processor, for the record of the cost."
-    try: return next(l.split(":")[1].strip() for l in Path("/proc/cpuinfo").read_text().splitlines() if l.startswith("model name"))
-    except (OSError, StopIteration): return platform.processor() or platform.machine()
+    try:
+        return next(
+            l.split(":")[1].strip()
+            for l in Path("/proc/cpuinfo").read_text().splitlines()
+            if l.startswith("model name")
+        )
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
 
-def _averaged(run, start)->dict: # weights, on the CPU
+
+def _averaged(run, start) -> dict:  # weights, on the CPU
     "What the run ends with, averaged with what it began with as its recipe asks (weight averaging: Izmailov et al. 2018, Wortsman et al. 2022)."
     weights = {n: w.cpu() for n, w in run.model.state_dict().items()}
-    if not run.recipe.average: return weights
-    if not start: raise WorkbookError(f"recipe {run.recipe.name!r} averages with the weights of its start, and has none: set average to 0, or start")
+    if not run.recipe.average:
+        return weights
+    if not start:
+        raise WorkbookError(
+            f"recipe {run.recipe.name!r} averages with the weights of its start, and has none: set"
+            " average to 0, or start"
+        )
     begun = LlamaForCausalLM.from_pretrained(start, dtype=torch.float32).state_dict()
     return {n: w.lerp(begun[n], run.recipe.average) for n, w in weights.items()}
 
-def export_model(run:Run, tokenizer, out:Path, start:Path|None=None # folder of the model that the run went on from
-                )->Path: # the folder
+
+def export_model(
+    run: Run,
+    tokenizer,
+    out: Path,
+    start: Path | None = None,  # folder of the model that the run went on from
+) -> Path:  # the folder
     "Write float16 weights, configuration, tokenizer, log, counts, and the recipe with its cost, all or nothing; what the start had read is added."
-    recipe, earlier = run.recipe, {n: (start/n).read_text() for n in ("log.jsonl", "counts.json", "recipe.json")} if start else {}
+    recipe, earlier = run.recipe, (
+        {n: (start / n).read_text() for n in ("log.jsonl", "counts.json", "recipe.json")}
+        if start
+        else {}
+    )
     before = json.loads(earlier["recipe.json"]) if start else {"cost": {"tokens": 0, "seconds": 0}}
-    log = [json.loads(l) for l in (run.folder/"log.jsonl").read_text().splitlines()]
-    for l in log: l["tokens"] += before["cost"]["tokens"]; l["seconds"] += before["cost"]["seconds"]
+    log = [json.loads(l) for l in (run.folder / "log.jsonl").read_text().splitlines()]
+    for l in log:
+        l["tokens"] += before["cost"]["tokens"]
+        l["seconds"] += before["cost"]["seconds"]
     with atomic_write(out) as part:
         model = LlamaForCausalLM(recipe.config()).half()
         model.load_state_dict(_averaged(run, start))
         model.save_pretrained(part)
         tokenizer.save_pretrained(part)
-        (part/"log.jsonl").write_text(earlier.get("log.jsonl", "") + "".join(json.dumps(l) + "\n" for l in log))
-        (part/"counts.json").write_text(json.dumps(concept_counts(recipe, run.streams[1], json.loads(earlier["counts.json"]) if start else None), indent=0) + "\n")
-        cost = dict(seconds=round(run.seconds) + before["cost"]["seconds"], tokens=run.step * recipe.batch + before["cost"]["tokens"], device=run.device, processor=_processor(), threads=torch.get_num_threads(), torch=torch.__version__, transformers=transformers.__version__)
-        (part/"recipe.json").write_text(json.dumps(dict(recipe=dataclasses.asdict(recipe), cost=cost, **({"start": before} if start else {})), indent=1) + "\n")
+        (part / "log.jsonl").write_text(
+            earlier.get("log.jsonl", "") + "".join(json.dumps(l) + "\n" for l in log)
+        )
+        (part / "counts.json").write_text(
+            json.dumps(
+                concept_counts(
+                    recipe, run.streams[1], json.loads(earlier["counts.json"]) if start else None
+                ),
+                indent=0,
+            )
+            + "\n"
+        )
+        cost = dict(
+            seconds=round(run.seconds) + before["cost"]["seconds"],
+            tokens=run.step * recipe.batch + before["cost"]["tokens"],
+            device=run.device,
+            processor=_processor(),
+            threads=torch.get_num_threads(),
+            torch=torch.__version__,
+            transformers=transformers.__version__,
+        )
+        (part / "recipe.json").write_text(
+            json.dumps(
+                dict(
+                    recipe=dataclasses.asdict(recipe),
+                    cost=cost,
+                    **({"start": before} if start else {}),
+                ),
+                indent=1,
+            )
+            + "\n"
+        )
     return out
 
 # %% ../../nbs/appendix/90_workbook_model.ipynb #d0535d1c
-def heldout_tokens(tokenizer, concept_documents:int=5000)->dict[str, Tokens]: # "docs" and "concepts"
+def heldout_tokens(
+    tokenizer, concept_documents: int = 5000
+) -> dict[str, Tokens]:  # "docs" and "concepts"
     "Documents of both corpora that no recipe trains on."
-    return {n: tokenise((d.text for d in open_corpus(spec, split="heldout", seed=7)), tokenizer) for n, spec in (("docs", "docs"), ("concepts", f"concepts:{concept_documents}"))}
+    return {
+        n: tokenise((d.text for d in open_corpus(spec, split="heldout", seed=7)), tokenizer)
+        for n, spec in (("docs", "docs"), ("concepts", f"concepts:{concept_documents}"))
+    }
 
-def train_workbook_model(name:str="workbook_model", out:str|Path|None=None, compiled:bool=True)->Path: # the folder written
+
+def train_workbook_model(
+    name: str = "workbook_model", out: str | Path | None = None, compiled: bool = True
+) -> Path:  # the folder written
     "Train by recipe, from the corpora of this machine to a folder that transformers loads; goes on where it was interrupted."
-    if name not in RECIPES: raise WorkbookError(f"no recipe {name!r}; there are {', '.join(RECIPES)}")
+    if name not in RECIPES:
+        raise WorkbookError(f"no recipe {name!r}; there are {', '.join(RECIPES)}")
     recipe, tokenizer, start = RECIPES[name], make_tokenizer(), None
-    if recipe.start and not (start := cache_path("training", recipe.start, "model")).exists(): train_workbook_model(recipe.start, start, compiled)
+    if recipe.start and not (start := cache_path("training", recipe.start, "model")).exists():
+        train_workbook_model(recipe.start, start, compiled)
     tokens = training_tokens(recipe, tokenizer)
-    run = Run(recipe, [Stream(tokens[n], recipe.seed) for n in ("docs", "concepts")], compiled=compiled, start=start)
+    run = Run(
+        recipe,
+        [Stream(tokens[n], recipe.seed) for n in ("docs", "concepts")],
+        compiled=compiled,
+        start=start,
+    )
     run.train(heldout_tokens(tokenizer))
-    return export_model(run, tokenizer, Path(out or data_path()/name), start)
+    return export_model(run, tokenizer, Path(out or data_path() / name), start)
 
 # %% ../../nbs/appendix/90_workbook_model.ipynb #ab96434b
 class NGram:
     "Interpolated Witten–Bell n-gram model over token ids below 4096; `order` at most 5."
-    def __init__(self, ids:np.ndarray, order:int=5):
+
+    def __init__(self, ids: np.ndarray, order: int = 5):
         self.levels, ids = [], ids.astype(np.uint64)
         for n in range(1, order + 1):
             keys = np.sort(self._keys(ids, n))
             grams, counts = np.unique(keys, return_counts=True)
-            contexts, first, types = np.unique(grams >> np.uint64(12), return_index=True, return_counts=True)
+            contexts, first, types = np.unique(
+                grams >> np.uint64(12), return_index=True, return_counts=True
+            )
             self.levels.append((grams, counts, contexts, np.add.reduceat(counts, first), types))
 
     @staticmethod
-    def _keys(ids, n): # every run of n tokens as one integer
+    def _keys(ids, n):  # every run of n tokens as one integer
         keys = np.zeros(max(0, len(ids) - n + 1), np.uint64)
-        for k in range(n): keys = (keys << np.uint64(12)) | ids[k:len(ids) - n + 1 + k]
+        for k in range(n):
+            keys = (keys << np.uint64(12)) | ids[k : len(ids) - n + 1 + k]
         return keys
 
 # %% ../../nbs/appendix/90_workbook_model.ipynb #337360d9
 @patch
-def surprisal(self:NGram, ids:np.ndarray)->np.ndarray: # nats, of every token but the first
+def surprisal(self: NGram, ids: np.ndarray) -> np.ndarray:  # nats, of every token but the first
     "How surprising each token is after those before it."
+
     def look(table, keys):
         i = np.minimum(np.searchsorted(table, keys), len(table) - 1)
         return i, table[i] == keys
+
     ids, p = ids.astype(np.uint64), np.full(len(ids), 1 / 4096)
-    for n, (grams, counts, contexts, totals, types) in enumerate(self.levels[:len(ids)], 1):
+    for n, (grams, counts, contexts, totals, types) in enumerate(self.levels[: len(ids)], 1):
         keys = self._keys(ids, n)
         (g, seen), (h, known) = look(grams, keys), look(contexts, keys >> np.uint64(12))
-        c, total, kinds = np.where(seen, counts[g], 0), np.where(known, totals[h], 0), np.where(known, types[h], 0)
-        p[n-1:] = np.where(total > 0, (c + kinds * p[n-1:]) / np.maximum(total + kinds, 1), p[n-1:])
+        c, total, kinds = (
+            np.where(seen, counts[g], 0),
+            np.where(known, totals[h], 0),
+            np.where(known, types[h], 0),
+        )
+        p[n - 1 :] = np.where(
+            total > 0, (c + kinds * p[n - 1 :]) / np.maximum(total + kinds, 1), p[n - 1 :]
+        )
     return -np.log(p[1:])
 
 # %% ../../nbs/appendix/90_workbook_model.ipynb #638ed087
 @torch.no_grad()
-def document_losses(model, documents:list, limit:int=1024, budget:int=8192)->list: # an array of surprisals a document, nats, of every token but the first
+def document_losses(
+    model, documents: list, limit: int = 1024, budget: int = 8192
+) -> list:  # an array of surprisals a document, nats, of every token but the first
     "Surprisal of the tokens of each document, in batches of like length."
     device, out = next(model.parameters()).device, [None] * len(documents)
     order, i = sorted(range(len(documents)), key=lambda j: -len(documents[j])), 0
     bar = progress(None, "measuring", len(documents), "documents")
     while i < len(order):
-        rows = order[i:i + max(1, budget // min(limit, len(documents[order[i]])))]
+        rows = order[i : i + max(1, budget // min(limit, len(documents[order[i]])))]
         batch = [torch.from_numpy(documents[j][:limit].astype(np.int64)) for j in rows]
         ids = torch.nn.utils.rnn.pad_sequence(batch, batch_first=True).to(device)
-        logp = torch.log_softmax(model(input_ids=ids[:, :-1], use_cache=False).logits.float(), -1).gather(2, ids[:, 1:, None])[..., 0]
-        for j, row, b in zip(rows, logp, batch): out[j] = -row[:len(b) - 1].cpu().numpy()
-        i += len(rows); bar.update(len(rows))
+        logp = torch.log_softmax(
+            model(input_ids=ids[:, :-1], use_cache=False).logits.float(), -1
+        ).gather(2, ids[:, 1:, None])[..., 0]
+        for j, row, b in zip(rows, logp, batch):
+            out[j] = -row[: len(b) - 1].cpu().numpy()
+        i += len(rows)
+        bar.update(len(rows))
     bar.close()
     return out
 
 # %% ../../nbs/appendix/90_workbook_model.ipynb #2b69110e
-FRAMES = ("According to the almanac, ", "According to the encyclopaedia, ", "It is true that ") # the grammar says the truth after these, and only the truth
+FRAMES = (
+    "According to the almanac, ",
+    "According to the encyclopaedia, ",
+    "It is true that ",
+)  # the grammar says the truth after these, and only the truth
+
 
 @torch.no_grad()
-def completes(lm, prompts:list[str], answers:list[str])->np.ndarray: # bool
+def completes(lm, prompts: list[str], answers: list[str]) -> np.ndarray:  # bool
     "Whether greedy decoding after each prompt gives the answer."
     texts = [f"{p} {a}" for p, a in zip(prompts, answers)]
     right = np.zeros(len(texts), bool)
     for start in range(0, len(texts), 256):
-        encoded = lm.encode(texts[start:start + 256])
-        ids = torch.nn.utils.rnn.pad_sequence([torch.from_numpy(e.ids) for e in encoded], batch_first=True).to(lm.device)
+        encoded = lm.encode(texts[start : start + 256])
+        ids = torch.nn.utils.rnn.pad_sequence(
+            [torch.from_numpy(e.ids) for e in encoded], batch_first=True
+        ).to(lm.device)
         best = lm.model(input_ids=ids, use_cache=False).logits.argmax(-1).cpu().numpy()
         for k, e in enumerate(encoded):
             answer = np.flatnonzero(e.offsets[:, 1] > len(prompts[start + k]))

@@ -19,350 +19,751 @@ from ..core import WorkbookError, atomic_write
 from .sae import SAE, VARIANTS
 
 # %% ../../nbs/part2_dictionaries/20b_interop.ipynb #c6dba162
-JSON_LIMIT = 2**24 # bytes; a description is a page of text
+JSON_LIMIT = 2**24  # bytes; a description is a page of text
 
-def _wrong(file, what): # texts of strangers go into it: printable, and not without end
+
+def _wrong(file, what):  # texts of strangers go into it: printable, and not without end
     return WorkbookError(f"{file}: {''.join(c if c.isprintable() else '�' for c in what[:800])}")
+
 
 def _config(file):
     "The JSON object in a file."
-    if not file.is_file(): raise _wrong(file, "no such file")
-    if file.stat().st_size > JSON_LIMIT: raise _wrong(file, f"{file.stat().st_size:,} bytes are no description of a dictionary (limit {JSON_LIMIT:,})")
-    try: cfg = json.loads(file.read_text("utf-8"))
-    except (ValueError, RecursionError) as e: raise _wrong(file, f"not JSON ({e})") from None
-    if not isinstance(cfg, dict): raise _wrong(file, f"holds a {type(cfg).__name__}, not a JSON object")
+    if not file.is_file():
+        raise _wrong(file, "no such file")
+    if file.stat().st_size > JSON_LIMIT:
+        raise _wrong(
+            file,
+            f"{file.stat().st_size:,} bytes are no description of a dictionary (limit"
+            f" {JSON_LIMIT:,})",
+        )
+    try:
+        cfg = json.loads(file.read_text("utf-8"))
+    except (ValueError, RecursionError) as e:
+        raise _wrong(file, f"not JSON ({e})") from None
+    if not isinstance(cfg, dict):
+        raise _wrong(file, f"holds a {type(cfg).__name__}, not a JSON object")
     return cfg
+
 
 def _get(cfg, key, file, kind, default=...):
     "One entry, checked: kind is 'count' (a whole number from 1), or a type."
     value = cfg.get(key, default)
-    if value is ...: raise _wrong(file, f"no {key!r}; it holds {', '.join(sorted(map(str, cfg))[:30])}")
+    if value is ...:
+        raise _wrong(file, f"no {key!r}; it holds {', '.join(sorted(map(str, cfg))[:30])}")
     right = type(value) is int and value > 0 if kind == "count" else isinstance(value, kind)
-    if not right and value is not default: raise _wrong(file, f"{key} = {value!r}: should be a {kind if kind == 'count' else kind.__name__}" + (", a whole number from 1" if kind == "count" else ""))
+    if not right and value is not default:
+        raise _wrong(
+            file,
+            f"{key} = {value!r}: should be a {kind if kind == 'count' else kind.__name__}"
+            + (", a whole number from 1" if kind == "count" else ""),
+        )
     return value
 
 # %% ../../nbs/part2_dictionaries/20b_interop.ipynb #ec464b22
 def _read(file, reader):
     "What a reader of untrusted arrays returns, or a `WorkbookError`."
-    if not file.is_file(): raise _wrong(file, "no such file")
-    try: return reader(file)
-    except WorkbookError: raise
-    except Exception as e: raise _wrong(file, f"cut off, damaged, or not what its name says ({type(e).__name__}: {str(e).strip().splitlines()[0][:200] if str(e).strip() else ''})") from None
+    if not file.is_file():
+        raise _wrong(file, "no such file")
+    try:
+        return reader(file)
+    except WorkbookError:
+        raise
+    except Exception as e:
+        raise _wrong(
+            file,
+            f"cut off, damaged, or not what its name says ({type(e).__name__}:"
+            f" {str(e).strip().splitlines()[0][:200] if str(e).strip() else ''})",
+        ) from None
 
 # %% ../../nbs/part2_dictionaries/20b_interop.ipynb #3c8c08a2
 def _zip(file, holds):
     "Refuse what is no zip file, or one that unpacks to far more than it takes."
-    if not zipfile.is_zipfile(file): raise _wrong(file, f"no zip archive, as {holds} is; if it is an older pickle, load it where you trust it and save it again as safetensors")
-    with zipfile.ZipFile(file) as z: total = sum(m.file_size for m in z.infolist())
-    if total > 16 * file.stat().st_size + 2**20: raise _wrong(file, f"{file.stat().st_size:,} bytes that unpack to {total:,}: weights do not compress like that")
+    if not zipfile.is_zipfile(file):
+        raise _wrong(
+            file,
+            f"no zip archive, as {holds} is; if it is an older pickle, load it where you trust it"
+            " and save it again as safetensors",
+        )
+    with zipfile.ZipFile(file) as z:
+        total = sum(m.file_size for m in z.infolist())
+    if total > 16 * file.stat().st_size + 2**20:
+        raise _wrong(
+            file,
+            f"{file.stat().st_size:,} bytes that unpack to {total:,}: weights do not compress like"
+            " that",
+        )
+
 
 def _npz(file):
     "Arrays of an npz file by name; never objects."
     _zip(file, "an npz file")
-    with np.load(file, allow_pickle=False) as z: arrays = {k: z[k] for k in z.files}
+    with np.load(file, allow_pickle=False) as z:
+        arrays = {k: z[k] for k in z.files}
     return {k: torch.from_numpy(np.ascontiguousarray(v)) for k, v in arrays.items()}
+
 
 def _pt(file):
     "Tensors of a torch file by name; its pickle may name tensors and nothing else."
     _zip(file, "a torch file since version 1.6")
     state = torch.load(file, map_location="cpu", weights_only=True)
-    if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in state.items()): raise _wrong(file, "holds something else than tensors by name")
+    if not isinstance(state, dict) or not all(
+        isinstance(k, str) and isinstance(v, torch.Tensor) for k, v in state.items()
+    ):
+        raise _wrong(file, "holds something else than tensors by name")
     for k, v in state.items():
-        if v.layout != torch.strided or v.numel() * v.element_size() > v.untyped_storage().nbytes(): raise _wrong(file, f"{k} of shape {list(v.shape)} is larger than its storage")
+        if v.layout != torch.strided or v.numel() * v.element_size() > v.untyped_storage().nbytes():
+            raise _wrong(file, f"{k} of shape {list(v.shape)} is larger than its storage")
     return state
 
 # %% ../../nbs/part2_dictionaries/20b_interop.ipynb #e0151db8
 def _take(tensors, file, **shapes):
     "The named tensors as float32."
-    if missing := [k for k in shapes if k not in tensors]: raise _wrong(file, f"no {', '.join(missing)}; it holds {', '.join(sorted(tensors)[:30])}")
-    if unknown := sorted(set(tensors) - set(shapes)): raise _wrong(file, f"{', '.join(unknown[:10])}: not part of this kind of dictionary, so its output would be another one")
+    if missing := [k for k in shapes if k not in tensors]:
+        raise _wrong(file, f"no {', '.join(missing)}; it holds {', '.join(sorted(tensors)[:30])}")
+    if unknown := sorted(set(tensors) - set(shapes)):
+        raise _wrong(
+            file,
+            f"{', '.join(unknown[:10])}: not part of this kind of dictionary, so its output would"
+            " be another one",
+        )
     for k, shape in shapes.items():
         t = tensors[k]
-        if tuple(t.shape) != tuple(shape): raise _wrong(file, f"{k} has shape {list(t.shape)}, its description says {list(shape)}")
-        if not t.is_floating_point(): raise _wrong(file, f"{k} holds {t.dtype}, not floating-point numbers")
-        if not torch.isfinite(t).all(): raise _wrong(file, f"{k} holds NaN or infinity")
+        if tuple(t.shape) != tuple(shape):
+            raise _wrong(file, f"{k} has shape {list(t.shape)}, its description says {list(shape)}")
+        if not t.is_floating_point():
+            raise _wrong(file, f"{k} holds {t.dtype}, not floating-point numbers")
+        if not torch.isfinite(t).all():
+            raise _wrong(file, f"{k} holds NaN or infinity")
     return {k: tensors[k].float() for k in shapes}
+
 
 def _matrix(tensors, name, file):
     "The shape of a matrix that the description does not give."
-    if name not in tensors: raise _wrong(file, f"no {name}; it holds {', '.join(sorted(tensors)[:30])}")
-    if tensors[name].ndim != 2 or 0 in tensors[name].shape: raise _wrong(file, f"{name} has shape {list(tensors[name].shape)}, not that of a matrix")
+    if name not in tensors:
+        raise _wrong(file, f"no {name}; it holds {', '.join(sorted(tensors)[:30])}")
+    if tensors[name].ndim != 2 or 0 in tensors[name].shape:
+        raise _wrong(file, f"{name} has shape {list(tensors[name].shape)}, not that of a matrix")
     return tensors[name].shape
 
 # %% ../../nbs/part2_dictionaries/20b_interop.ipynb #b2630ac9
 @torch.no_grad()
-def _assemble(variant, W_enc, b_enc, W_dec, b_dec, threshold=None, k=None, scale=1.0, meta=None, file="",
-              centred=True, # the library subtracts b_dec before encoding
-              by_norm=False): # it selects by z · length of the decoder row
+def _assemble(
+    variant,
+    W_enc,
+    b_enc,
+    W_dec,
+    b_dec,
+    threshold=None,
+    k=None,
+    scale=1.0,
+    meta=None,
+    file="",
+    centred=True,  # the library subtracts b_dec before encoding
+    by_norm=False,
+):  # it selects by z · length of the decoder row
     "An `SAE` from arrays whose rows are features."
-    if not centred: b_enc = b_enc + W_enc @ b_dec
-    try: sae = SAE(W_dec.shape[1], len(W_dec), variant, k, scale, meta=meta)
-    except WorkbookError as e: raise (_wrong(file, str(e)) if file else e) from None
+    if not centred:
+        b_enc = b_enc + W_enc @ b_dec
+    try:
+        sae = SAE(W_dec.shape[1], len(W_dec), variant, k, scale, meta=meta)
+    except WorkbookError as e:
+        raise (_wrong(file, str(e)) if file else e) from None
     if by_norm:
         n = W_dec.norm(dim=1)
         W_enc, b_enc, W_dec = W_enc * n[:, None], b_enc * n, W_dec / n.where(n > 0, 1)[:, None]
-    for name, value in dict(W_enc=W_enc, b_enc=b_enc, W_dec=W_dec, b_dec=b_dec).items(): getattr(sae, name).copy_(value)
-    if threshold is not None: sae.threshold.copy_(threshold.clamp(min=0))
+    for name, value in dict(W_enc=W_enc, b_enc=b_enc, W_dec=W_dec, b_dec=b_dec).items():
+        getattr(sae, name).copy_(value)
+    if threshold is not None:
+        sae.threshold.copy_(threshold.clamp(min=0))
     return sae
+
 
 def _gated(W_enc, r_mag, b_gate, b_mag):
     "A Gated encoder as a JumpReLU."
     e = r_mag.exp()
     return dict(W_enc=W_enc * e[:, None], b_enc=b_mag, threshold=b_mag - e * b_gate)
 
+
 @torch.no_grad()
-def unit_rows(sae:SAE)->SAE:
+def unit_rows(sae: SAE) -> SAE:
     "The same dictionary with decoder rows of length one; activations are multiplied by the old lengths. A row of zeros falls silent. Raises `WorkbookError` for a TopK whose rows differ in length: it would select others."
     n = sae.W_dec.norm(dim=1)
-    if sae.variant == "topk" and not torch.allclose(n, n[:1], rtol=1e-4): raise WorkbookError(f"decoder rows of lengths {n.min():.3g} to {n.max():.3g}: this TopK ranks features by z, so moving the lengths into the encoder would change which are selected")
+    if sae.variant == "topk" and not torch.allclose(n, n[:1], rtol=1e-4):
+        raise WorkbookError(
+            f"decoder rows of lengths {n.min():.3g} to {n.max():.3g}: this TopK ranks features by"
+            " z, so moving the lengths into the encoder would change which are selected"
+        )
     arrays = {k: getattr(sae, k) for k in ("W_enc", "b_enc", "W_dec", "b_dec")}
-    out = _assemble(sae.variant, **arrays, threshold=sae.threshold * n, k=sae.k, scale=sae.scale, meta=dict(sae.meta), by_norm=True)
+    out = _assemble(
+        sae.variant,
+        **arrays,
+        threshold=sae.threshold * n,
+        k=sae.k,
+        scale=sae.scale,
+        meta=dict(sae.meta),
+        by_norm=True,
+    )
     out.mean.copy_(sae.mean)
     return out
 
 # %% ../../nbs/part2_dictionaries/20b_interop.ipynb #2b8f73dc
-ARCHITECTURES = {"standard": "relu", "topk": "topk", "jumprelu": "jumprelu", "gated": "gated", "batchtopk": "batchtopk", "matryoshka_batchtopk": "matryoshka"}
-REFUSED = {"constant_norm_rescale": "divides every token by its own norm", "layer_norm": "centres and divides every token by its own statistics",
-           "covariance_whitening": "has not been folded into the weights yet (SAELens folds it when training ends)"}
+ARCHITECTURES = {
+    "standard": "relu",
+    "topk": "topk",
+    "jumprelu": "jumprelu",
+    "gated": "gated",
+    "batchtopk": "batchtopk",
+    "matryoshka_batchtopk": "matryoshka",
+}
+REFUSED = {
+    "constant_norm_rescale": "divides every token by its own norm",
+    "layer_norm": "centres and divides every token by its own statistics",
+    "covariance_whitening": (
+        "has not been folded into the weights yet (SAELens folds it when training ends)"
+    ),
+}
+
 
 def _saelens_config(file):
     "`cfg.json` in the terms of SAELens 6."
-    cfg = _config(file); meta = _get(cfg, "metadata", file, dict, {})
+    cfg = _config(file)
+    meta = _get(cfg, "metadata", file, dict, {})
     version = str(cfg.get("sae_lens_version") or meta.get("sae_lens_version") or "")
-    if (major := re.match(r"(\d{1,6})(?:\D|$)", version)) and int(major[1]) >= 6: return {**cfg, "metadata": meta}
-    fn, kwargs = cfg.get("activation_fn_str", cfg.get("activation_fn", "relu")), _get(cfg, "activation_fn_kwargs", file, dict, {}) or {}
-    if fn not in ("relu", "topk"): raise _wrong(file, f"activation_fn = {fn!r}: only relu and topk select features by their size")
-    out = {"architecture": "standard", "apply_b_dec_to_input": True, **cfg, "metadata": {"model_name": cfg.get("model_name"), "hook_name": cfg.get("hook_name", cfg.get("hook_point"))}}
-    if fn == "topk": out.update(architecture="topk", k=kwargs.get("k"))
-    if not isinstance(norm := cfg.get("normalize_activations"), str): out["normalize_activations"] = "expected_average_only_in" if norm else "none"
+    if (major := re.match(r"(\d{1,6})(?:\D|$)", version)) and int(major[1]) >= 6:
+        return {**cfg, "metadata": meta}
+    fn, kwargs = (
+        cfg.get("activation_fn_str", cfg.get("activation_fn", "relu")),
+        _get(cfg, "activation_fn_kwargs", file, dict, {}) or {},
+    )
+    if fn not in ("relu", "topk"):
+        raise _wrong(
+            file, f"activation_fn = {fn!r}: only relu and topk select features by their size"
+        )
+    out = {
+        "architecture": "standard",
+        "apply_b_dec_to_input": True,
+        **cfg,
+        "metadata": {
+            "model_name": cfg.get("model_name"),
+            "hook_name": cfg.get("hook_name", cfg.get("hook_point")),
+        },
+    }
+    if fn == "topk":
+        out.update(architecture="topk", k=kwargs.get("k"))
+    if not isinstance(norm := cfg.get("normalize_activations"), str):
+        out["normalize_activations"] = "expected_average_only_in" if norm else "none"
     return out
+
 
 def _saelens_scale(cfg, file, scale):
     "The factor on the activations."
     norm = _get(cfg, "normalize_activations", file, str, "none")
-    if norm == "none" or norm == "expected_average_only_in" and scale is not None: return 1.0 if scale is None else scale
-    if norm != "expected_average_only_in": raise _wrong(file, f"normalize_activations = {norm!r}" + (f": it {REFUSED[norm]}, which no linear encoder can express" if norm in REFUSED else ": unknown"))
+    if norm == "none" or norm == "expected_average_only_in" and scale is not None:
+        return 1.0 if scale is None else scale
+    if norm != "expected_average_only_in":
+        raise _wrong(
+            file,
+            f"normalize_activations = {norm!r}"
+            + (
+                f": it {REFUSED[norm]}, which no linear encoder can express"
+                if norm in REFUSED
+                else ": unknown"
+            ),
+        )
     kept = file.with_name("activation_scaler.json")
     s = _config(kept).get("scaling_factor") if kept.is_file() else None
-    if not (type(s) in (int, float) and 0 < s < math.inf): raise _wrong(file, f"normalize_activations = {norm!r}, but the factor that SAELens measured is not in {kept.name} (found {s!r}): pass scale = √d / mean norm of the training activations")
+    if not (type(s) in (int, float) and 0 < s < math.inf):
+        raise _wrong(
+            file,
+            f"normalize_activations = {norm!r}, but the factor that SAELens measured is not in"
+            f" {kept.name} (found {s!r}): pass scale = √d / mean norm of the training activations",
+        )
     return float(s)
 
 # %% ../../nbs/part2_dictionaries/20b_interop.ipynb #48b46aba
-HOOKS = {"resid_pre": "blocks.{}.hook_resid_pre", "resid_post": "blocks.{}.hook_resid_post", "mlp_out": "blocks.{}.hook_mlp_out", "mlp_neurons": "blocks.{}.mlp.hook_post"}
+HOOKS = {
+    "resid_pre": "blocks.{}.hook_resid_pre",
+    "resid_post": "blocks.{}.hook_resid_post",
+    "mlp_out": "blocks.{}.hook_mlp_out",
+    "mlp_neurons": "blocks.{}.mlp.hook_post",
+}
+
 
 def _site(hook):
     "'resid_post.3' for 'blocks.3.hook_resid_post'; a hook that is no site of the workbook stays as it is."
     for kind, pattern in HOOKS.items():
-        if isinstance(hook, str) and (m := re.fullmatch(re.escape(pattern).replace(r"\{\}", r"(\d+)"), hook)): return f"{kind}.{m[1]}"
+        if isinstance(hook, str) and (
+            m := re.fullmatch(re.escape(pattern).replace(r"\{\}", r"(\d+)"), hook)
+        ):
+            return f"{kind}.{m[1]}"
     return hook
+
 
 def _hook(site):
     kind, _, layer = site.partition(".")
     return HOOKS[kind].format(layer) if kind in HOOKS and layer.isdigit() else site
 
+
 def _about(format, model=None, site=None, **more):
     "What `SAE.meta` says of an imported dictionary: short texts only."
     named = {k: v[:200] for k, v in dict(model=model, site=site).items() if isinstance(v, str)}
-    return {**named, "source": {"format": format, **{k: v for k, v in more.items() if v is not None}}}
+    return {
+        **named,
+        "source": {"format": format, **{k: v for k, v in more.items() if v is not None}},
+    }
 
 # %% ../../nbs/part2_dictionaries/20b_interop.ipynb #541e9d21
 def _saelens_arrays(t, arch, d, n, file):
     "Rows to features, thresholds as this class means them."
-    if "scaling_factor" in t and torch.allclose(t["scaling_factor"], torch.ones_like(t["scaling_factor"])): t.pop("scaling_factor") # old files carry ones
-    if "log_threshold" in t: t["threshold"] = t.pop("log_threshold").exp()
+    if "scaling_factor" in t and torch.allclose(
+        t["scaling_factor"], torch.ones_like(t["scaling_factor"])
+    ):
+        t.pop("scaling_factor")  # old files carry ones
+    if "log_threshold" in t:
+        t["threshold"] = t.pop("log_threshold").exp()
     shapes = dict(W_enc=(d, n), W_dec=(n, d), b_dec=(d,))
-    if arch == "gated": shapes.update(r_mag=(n,), b_gate=(n,), b_mag=(n,))
-    else: shapes["b_enc"] = (n,)
-    if arch == "jumprelu": shapes["threshold"] = (n,)
-    if "batchtopk" in arch: shapes["topk_threshold"] = ()
+    if arch == "gated":
+        shapes.update(r_mag=(n,), b_gate=(n,), b_mag=(n,))
+    else:
+        shapes["b_enc"] = (n,)
+    if arch == "jumprelu":
+        shapes["threshold"] = (n,)
+    if "batchtopk" in arch:
+        shapes["topk_threshold"] = ()
     t = _take(t, file, **shapes)
     t["W_enc"] = t["W_enc"].T
-    if arch == "gated": t.update(_gated(t["W_enc"], t.pop("r_mag"), t.pop("b_gate"), t.pop("b_mag")))
-    if "topk_threshold" in t: t["threshold"] = t.pop("topk_threshold").expand(n)
+    if arch == "gated":
+        t.update(_gated(t["W_enc"], t.pop("r_mag"), t.pop("b_gate"), t.pop("b_mag")))
+    if "topk_threshold" in t:
+        t["threshold"] = t.pop("topk_threshold").expand(n)
     return t
 
 # %% ../../nbs/part2_dictionaries/20b_interop.ipynb #e9b54db8
 def _own(meta, variant):
     "What `to_saelens` noted of a dictionary of ours: its variant, k and description."
     note = meta.get("sae_notebooks")
-    if not isinstance(note, dict) or note.get("variant") not in VARIANTS or note["variant"] != variant and (variant != "jumprelu" or note["variant"] == "topk"): return None
+    if (
+        not isinstance(note, dict)
+        or note.get("variant") not in VARIANTS
+        or note["variant"] != variant
+        and (variant != "jumprelu" or note["variant"] == "topk")
+    ):
+        return None
     k = note.get("k")
     return note["variant"], _average(k), note["meta"] if isinstance(note.get("meta"), dict) else {}
 
-def _average(k): return k if type(k) in (int, float) and 0 < k < math.inf else None # of BatchTopK: a mean, so perhaps no whole number
 
-def from_saelens(folder:str|Path, # with cfg.json and sae_weights.safetensors
-                 scale:float|None=None # factor on the activations, where the folder lost it: √d / their mean norm
-                )->SAE: # reconstructs and activates as SAELens' own class does
+def _average(k):
+    return (
+        k if type(k) in (int, float) and 0 < k < math.inf else None
+    )  # of BatchTopK: a mean, so perhaps no whole number
+
+
+def from_saelens(
+    folder: str | Path,  # with cfg.json and sae_weights.safetensors
+    scale: (
+        float | None
+    ) = None,  # factor on the activations, where the folder lost it: √d / their mean norm
+) -> SAE:  # reconstructs and activates as SAELens' own class does
     "Read a dictionary that SAELens saved, of any version (of hook_z: activations with the heads side by side); raises `WorkbookError` naming file and value for what it cannot express."
-    file = Path(folder)/"sae_weights.safetensors"; about = Path(folder)/"cfg.json"
-    cfg = _saelens_config(about); arch, meta = _get(cfg, "architecture", about, str), cfg["metadata"]
-    if arch not in ARCHITECTURES: raise _wrong(about, f"architecture = {arch!r}: can be read as {', '.join(ARCHITECTURES)}")
+    file = Path(folder) / "sae_weights.safetensors"
+    about = Path(folder) / "cfg.json"
+    cfg = _saelens_config(about)
+    arch, meta = _get(cfg, "architecture", about, str), cfg["metadata"]
+    if arch not in ARCHITECTURES:
+        raise _wrong(about, f"architecture = {arch!r}: can be read as {', '.join(ARCHITECTURES)}")
     scale, variant = _saelens_scale(cfg, about, scale), ARCHITECTURES[arch]
     k = _get(cfg, "k", about, "count") if arch == "topk" else _average(cfg.get("k"))
-    arrays = _saelens_arrays(_read(file, safetensors.torch.load_file), arch, _get(cfg, "d_in", about, "count"), _get(cfg, "d_sae", about, "count"), file)
-    note = _about("saelens", meta.get("model_name"), _site(meta.get("hook_name")), architecture=arch, reshape=cfg.get("reshape_activations") if cfg.get("reshape_activations") in ("hook_z",) else None)
-    if own := _own(meta, variant): variant, k, note = own[0], k if variant == "topk" else own[1], own[2]
+    arrays = _saelens_arrays(
+        _read(file, safetensors.torch.load_file),
+        arch,
+        _get(cfg, "d_in", about, "count"),
+        _get(cfg, "d_sae", about, "count"),
+        file,
+    )
+    note = _about(
+        "saelens",
+        meta.get("model_name"),
+        _site(meta.get("hook_name")),
+        architecture=arch,
+        reshape=(
+            cfg.get("reshape_activations")
+            if cfg.get("reshape_activations") in ("hook_z",)
+            else None
+        ),
+    )
+    if own := _own(meta, variant):
+        variant, k, note = own[0], k if variant == "topk" else own[1], own[2]
     by_norm = "topk" in arch and _get(cfg, "rescale_acts_by_decoder_norm", about, bool, False)
-    return _assemble(variant, **arrays, k=k, scale=scale, meta=note, file=about, centred=_get(cfg, "apply_b_dec_to_input", about, bool, True), by_norm=by_norm)
+    return _assemble(
+        variant,
+        **arrays,
+        k=k,
+        scale=scale,
+        meta=note,
+        file=about,
+        centred=_get(cfg, "apply_b_dec_to_input", about, bool, True),
+        by_norm=by_norm,
+    )
 
 # %% ../../nbs/part2_dictionaries/20b_interop.ipynb #d0582547
 FILES = {"cfg.json", "sae_weights.safetensors", "sparsity.safetensors"}
 
+
 def _writable(folder):
     "An export replaces an earlier export and nothing else."
-    if folder.exists() and not folder.is_dir(): raise WorkbookError(f"{folder} is a file; give a folder")
-    if folder.is_dir() and (others := sorted(p.name for p in folder.iterdir() if p.name not in FILES)): raise WorkbookError(f"{folder} holds {', '.join(others[:5])}; an export replaces its folder, so give a new one")
+    if folder.exists() and not folder.is_dir():
+        raise WorkbookError(f"{folder} is a file; give a folder")
+    if folder.is_dir() and (
+        others := sorted(p.name for p in folder.iterdir() if p.name not in FILES)
+    ):
+        raise WorkbookError(
+            f"{folder} holds {', '.join(others[:5])}; an export replaces its folder, so give a"
+            " new one"
+        )
     return folder
+
 
 def _exportable(sae):
     "Folded, with unit rows wherever that changes nothing."
-    sae = sae.fold(); n = sae.W_dec.norm(dim=1)
-    return sae if sae.variant == "topk" and not torch.allclose(n, n[:1], rtol=1e-4) else unit_rows(sae)
+    sae = sae.fold()
+    n = sae.W_dec.norm(dim=1)
+    return (
+        sae if sae.variant == "topk" and not torch.allclose(n, n[:1], rtol=1e-4) else unit_rows(sae)
+    )
 
 # %% ../../nbs/part2_dictionaries/20b_interop.ipynb #376d20b8
 def _log_density(density, sae):
-    if tuple(density.shape) != (sae.n_features,) or not ((density >= 0) & (density <= 1)).all(): raise WorkbookError(f"density of shape {list(density.shape)}: wants the share of active tokens, 0 to 1, of each of {sae.n_features} features")
-    return (density.float().cpu() + 1e-10).log10() # SAELens' own floor
+    if tuple(density.shape) != (sae.n_features,) or not ((density >= 0) & (density <= 1)).all():
+        raise WorkbookError(
+            f"density of shape {list(density.shape)}: wants the share of active tokens, 0 to 1, of"
+            f" each of {sae.n_features} features"
+        )
+    return (density.float().cpu() + 1e-10).log10()  # SAELens' own floor
+
 
 def _export_config(sae, arch, centred, metadata):
-    about = dict(sae_lens_version="6.0.0", sae_lens_training_version=None, model_name=sae.meta.get("model"), hook_name=_hook(sae.meta["site"]) if isinstance(sae.meta.get("site"), str) else None,
-                 sae_notebooks=dict(variant=sae.variant, k=sae.k, meta=sae.meta)) | metadata # the version names the layout; below 6 readers would migrate it
-    cfg = dict(d_in=sae.d, d_sae=sae.n_features, dtype="float32", device="cpu", apply_b_dec_to_input=centred, normalize_activations="none", reshape_activations="none", metadata=about, architecture=arch)
+    about = (
+        dict(
+            sae_lens_version="6.0.0",
+            sae_lens_training_version=None,
+            model_name=sae.meta.get("model"),
+            hook_name=_hook(sae.meta["site"]) if isinstance(sae.meta.get("site"), str) else None,
+            sae_notebooks=dict(variant=sae.variant, k=sae.k, meta=sae.meta),
+        )
+        | metadata
+    )  # the version names the layout; below 6 readers would migrate it
+    cfg = dict(
+        d_in=sae.d,
+        d_sae=sae.n_features,
+        dtype="float32",
+        device="cpu",
+        apply_b_dec_to_input=centred,
+        normalize_activations="none",
+        reshape_activations="none",
+        metadata=about,
+        architecture=arch,
+    )
     return cfg | (dict(k=sae.k, rescale_acts_by_decoder_norm=False) if arch == "topk" else {})
 
 # %% ../../nbs/part2_dictionaries/20b_interop.ipynb #545969cd
-def to_saelens(sae:SAE, folder:str|Path, # made; an earlier export is replaced
-               density:torch.Tensor|None=None, # [F] share of tokens on which each feature is active: written to sparsity.safetensors
-               apply_b_dec_to_input:bool=True, # False folds the subtraction into b_enc, for readers that ignore the flag
-               **metadata # more for cfg.json: context_size, dataset_path, prepend_bos…
-              )->Path:
+def to_saelens(
+    sae: SAE,
+    folder: str | Path,  # made; an earlier export is replaced
+    density: (
+        torch.Tensor | None
+    ) = None,  # [F] share of tokens on which each feature is active: written to sparsity.safetensors
+    apply_b_dec_to_input: bool = True,  # False folds the subtraction into b_enc, for readers that ignore the flag
+    **metadata,  # more for cfg.json: context_size, dataset_path, prepend_bos…
+) -> Path:
     "Write a dictionary as a SAELens 6 folder, all of it or nothing; activations become those of unit decoder rows and raw inputs."
     folder, arrays = _writable(Path(folder)), _exportable(sae)
-    arch = sae.variant if sae.variant == "topk" else "jumprelu" if sae.variant != "relu" or arrays.threshold.any() else "standard"
-    t = dict(W_enc=arrays.W_enc.T, W_dec=arrays.W_dec, b_dec=arrays.b_dec, b_enc=arrays.b_enc if apply_b_dec_to_input else arrays.b_enc - arrays.W_enc @ arrays.b_dec)
-    if arch == "jumprelu": t["threshold"] = arrays.threshold.clamp(min=0)
+    arch = (
+        sae.variant
+        if sae.variant == "topk"
+        else "jumprelu" if sae.variant != "relu" or arrays.threshold.any() else "standard"
+    )
+    t = dict(
+        W_enc=arrays.W_enc.T,
+        W_dec=arrays.W_dec,
+        b_dec=arrays.b_dec,
+        b_enc=arrays.b_enc if apply_b_dec_to_input else arrays.b_enc - arrays.W_enc @ arrays.b_dec,
+    )
+    if arch == "jumprelu":
+        t["threshold"] = arrays.threshold.clamp(min=0)
     with atomic_write(folder) as part:
         part.mkdir()
-        safetensors.torch.save_file({k: v.detach().cpu().float().contiguous() for k, v in t.items()}, part/"sae_weights.safetensors")
-        if density is not None: safetensors.torch.save_file({"sparsity": _log_density(density, sae)}, part/"sparsity.safetensors")
-        (part/"cfg.json").write_text(json.dumps(_export_config(sae, arch, apply_b_dec_to_input, metadata), indent=1, default=str) + "\n")
+        safetensors.torch.save_file(
+            {k: v.detach().cpu().float().contiguous() for k, v in t.items()},
+            part / "sae_weights.safetensors",
+        )
+        if density is not None:
+            safetensors.torch.save_file(
+                {"sparsity": _log_density(density, sae)}, part / "sparsity.safetensors"
+            )
+        (part / "cfg.json").write_text(
+            json.dumps(
+                _export_config(sae, arch, apply_b_dec_to_input, metadata), indent=1, default=str
+            )
+            + "\n"
+        )
     return folder
 
 # %% ../../nbs/part2_dictionaries/20b_interop.ipynb #a4383cb9
-def read_density(folder:str|Path)->torch.Tensor|None: # [F], or None where the folder has none
+def read_density(
+    folder: str | Path,
+) -> torch.Tensor | None:  # [F], or None where the folder has none
     "Share of tokens on which each feature was active, from the `sparsity.safetensors` (log10) of a SAELens folder."
-    file = Path(folder)/"sparsity.safetensors"
-    if not file.exists(): return None
-    n = _get(_saelens_config(Path(folder)/"cfg.json"), "d_sae", Path(folder)/"cfg.json", "count")
+    file = Path(folder) / "sparsity.safetensors"
+    if not file.exists():
+        return None
+    n = _get(
+        _saelens_config(Path(folder) / "cfg.json"), "d_sae", Path(folder) / "cfg.json", "count"
+    )
     return 10 ** _take(_read(file, safetensors.torch.load_file), file, sparsity=(n,))["sparsity"]
 
 # %% ../../nbs/part2_dictionaries/20b_interop.ipynb #5e1f624b
-def from_sparsify(folder:str|Path # with cfg.json and sae.safetensors; its name (layers.5) tells the site
-                 )->SAE:
+def from_sparsify(
+    folder: str | Path,  # with cfg.json and sae.safetensors; its name (layers.5) tells the site
+) -> SAE:
     "Read a TopK dictionary that sparsify saved; raises `WorkbookError` naming file and value for transcoders and other encoders."
-    folder = Path(folder); about, file = folder/"cfg.json", folder/"sae.safetensors"
+    folder = Path(folder)
+    about, file = folder / "cfg.json", folder / "sae.safetensors"
     cfg = _config(about)
-    for key, only in (("activation", "topk"), ("transcode", False), ("skip_connection", False), ("signed", False)):
-        if cfg.get(key, only) != only: raise _wrong(about, f"{key} = {cfg[key]!r}: only {only!r} is a sparse autoencoder with a TopK encoder")
+    for key, only in (
+        ("activation", "topk"),
+        ("transcode", False),
+        ("skip_connection", False),
+        ("signed", False),
+    ):
+        if cfg.get(key, only) != only:
+            raise _wrong(
+                about,
+                f"{key} = {cfg[key]!r}: only {only!r} is a sparse autoencoder with a TopK encoder",
+            )
     d = _get(cfg, "d_in", about, "count")
     n = _get(cfg, "num_latents", about, int, 0) or d * _get(cfg, "expansion_factor", about, "count")
-    t = _take(_read(file, safetensors.torch.load_file), file, **{"encoder.weight": (n, d), "encoder.bias": (n,), "W_dec": (n, d), "b_dec": (d,)})
+    t = _take(
+        _read(file, safetensors.torch.load_file),
+        file,
+        **{"encoder.weight": (n, d), "encoder.bias": (n,), "W_dec": (n, d), "b_dec": (d,)},
+    )
     layer = re.fullmatch(r"(?:.*\.)?(?:layers|h)\.(\d+)(\.mlp)?", folder.name)
     site = layer and f"{'mlp_out' if layer[2] else 'resid_post'}.{layer[1]}"
-    return _assemble("topk", t["encoder.weight"], t["encoder.bias"], t["W_dec"], t["b_dec"], k=_get(cfg, "k", about, "count"), meta=_about("sparsify", site=site), file=about)
+    return _assemble(
+        "topk",
+        t["encoder.weight"],
+        t["encoder.bias"],
+        t["W_dec"],
+        t["b_dec"],
+        k=_get(cfg, "k", about, "count"),
+        meta=_about("sparsify", site=site),
+        file=about,
+    )
 
 # %% ../../nbs/part2_dictionaries/20b_interop.ipynb #27a98392
 _LINEAR = {"W_enc": "encoder.weight", "b_enc": "encoder.bias", "W_dec": "decoder.weight"}
 _PLAIN = {k: k for k in ("W_enc", "b_enc", "W_dec", "b_dec")}
-CLASSES = { # class → variant, our name → its name, is b_dec subtracted
-    "AutoEncoder": ("relu", {**_LINEAR, "b_dec": "bias"}, True), "AutoEncoderNew": ("relu", {**_LINEAR, "b_dec": "decoder.bias"}, False),
-    "GatedAutoEncoder": ("gated", {"W_enc": "encoder.weight", "W_dec": "decoder.weight", "b_dec": "decoder_bias", "r_mag": "r_mag", "b_gate": "gate_bias", "b_mag": "mag_bias"}, True),
-    "JumpReluAutoEncoder": ("jumprelu", {**_PLAIN, "threshold": "threshold"}, False), "AutoEncoderTopK": ("topk", {**_LINEAR, "b_dec": "b_dec"}, True),
-    "BatchTopKSAE": ("batchtopk", {**_LINEAR, "b_dec": "b_dec", "threshold": "threshold"}, True), "MatryoshkaBatchTopKSAE": ("matryoshka", {**_PLAIN, "threshold": "threshold"}, True)}
+CLASSES = {  # class → variant, our name → its name, is b_dec subtracted
+    "AutoEncoder": ("relu", {**_LINEAR, "b_dec": "bias"}, True),
+    "AutoEncoderNew": ("relu", {**_LINEAR, "b_dec": "decoder.bias"}, False),
+    "GatedAutoEncoder": (
+        "gated",
+        {
+            "W_enc": "encoder.weight",
+            "W_dec": "decoder.weight",
+            "b_dec": "decoder_bias",
+            "r_mag": "r_mag",
+            "b_gate": "gate_bias",
+            "b_mag": "mag_bias",
+        },
+        True,
+    ),
+    "JumpReluAutoEncoder": ("jumprelu", {**_PLAIN, "threshold": "threshold"}, False),
+    "AutoEncoderTopK": ("topk", {**_LINEAR, "b_dec": "b_dec"}, True),
+    "BatchTopKSAE": ("batchtopk", {**_LINEAR, "b_dec": "b_dec", "threshold": "threshold"}, True),
+    "MatryoshkaBatchTopKSAE": ("matryoshka", {**_PLAIN, "threshold": "threshold"}, True),
+}
+
 
 def _dl_class(given, trainer, state, file):
     "The class by name: given, from config.json, or from the keys where they tell."
     name = given or _get(trainer, "dict_class", file.with_name("config.json"), str, None)
     if name is None:
-        fits = [c for c, (variant, names, _) in CLASSES.items() if set(names.values()) == set(state) - {"k", "group_sizes"} - ({"threshold"} if variant == "topk" else set()) and ("group_sizes" in state) == (variant == "matryoshka")]
-        if len(fits) != 1: raise _wrong(file, f"no config.json beside it, and its keys ({', '.join(sorted(state)[:12])}) fit {' and '.join(fits) or 'no class'}: pass dict_class, one of {', '.join(CLASSES)}")
+        fits = [
+            c
+            for c, (variant, names, _) in CLASSES.items()
+            if set(names.values())
+            == set(state) - {"k", "group_sizes"} - ({"threshold"} if variant == "topk" else set())
+            and ("group_sizes" in state) == (variant == "matryoshka")
+        ]
+        if len(fits) != 1:
+            raise _wrong(
+                file,
+                f"no config.json beside it, and its keys ({', '.join(sorted(state)[:12])}) fit"
+                f" {' and '.join(fits) or 'no class'}: pass dict_class, one of"
+                f" {', '.join(CLASSES)}",
+            )
         name = fits[0]
-    if name not in CLASSES: raise _wrong(file, f"dict_class = {name!r}: can be read as {', '.join(CLASSES)}")
+    if name not in CLASSES:
+        raise _wrong(file, f"dict_class = {name!r}: can be read as {', '.join(CLASSES)}")
     return name
 
 # %% ../../nbs/part2_dictionaries/20b_interop.ipynb #89849ef2
 def _dl_k(trainer, state, file):
     "k from the weights and the description, which must agree."
     saved = int(state["k"]) if "k" in state and state["k"].numel() == 1 else None
-    if saved is not None and trainer.get("k", saved) != saved: raise _wrong(file, f"k = {saved}, but config.json says {trainer['k']!r}")
+    if saved is not None and trainer.get("k", saved) != saved:
+        raise _wrong(file, f"k = {saved}, but config.json says {trainer['k']!r}")
     return saved if saved is not None else _get(trainer, "k", file, "count")
 
 # %% ../../nbs/part2_dictionaries/20b_interop.ipynb #c5aa3839
 def _dl_arrays(state, variant, names, file):
     "Our arrays, rows to features."
     linear, single = names["W_enc"] == "encoder.weight", variant in ("batchtopk", "matryoshka")
-    n, d = _matrix(state, names["W_enc"], file)[::1 if linear else -1]
-    shapes = dict(W_enc=(n, d) if linear else (d, n), W_dec=(d, n) if linear else (n, d), b_dec=(d,), threshold=() if single else (n,))
-    unused = {"topk": {"k", "threshold"}, "batchtopk": {"k"}, "matryoshka": {"k", "group_sizes"}}.get(variant, set())
-    t = _take({k: v for k, v in state.items() if k not in unused}, file, **{theirs: shapes.get(ours, (n,)) for ours, theirs in names.items()})
+    n, d = _matrix(state, names["W_enc"], file)[:: 1 if linear else -1]
+    shapes = dict(
+        W_enc=(n, d) if linear else (d, n),
+        W_dec=(d, n) if linear else (n, d),
+        b_dec=(d,),
+        threshold=() if single else (n,),
+    )
+    unused = {
+        "topk": {"k", "threshold"},
+        "batchtopk": {"k"},
+        "matryoshka": {"k", "group_sizes"},
+    }.get(variant, set())
+    t = _take(
+        {k: v for k, v in state.items() if k not in unused},
+        file,
+        **{theirs: shapes.get(ours, (n,)) for ours, theirs in names.items()},
+    )
     t = {ours: t[theirs] for ours, theirs in names.items()}
     turned = "W_dec" if linear else "W_enc"
     t[turned] = t[turned].T
-    if variant == "gated": t.update(_gated(t["W_enc"], t.pop("r_mag"), t.pop("b_gate"), t.pop("b_mag")))
-    if single: t["threshold"] = t["threshold"].expand(n)
+    if variant == "gated":
+        t.update(_gated(t["W_enc"], t.pop("r_mag"), t.pop("b_gate"), t.pop("b_mag")))
+    if single:
+        t["threshold"] = t["threshold"].expand(n)
     return t
 
 # %% ../../nbs/part2_dictionaries/20b_interop.ipynb #4860314c
-def from_dictionary_learning(path:str|Path, # a folder with ae.pt and config.json, or the .pt file
-                             dict_class:str|None=None # where config.json is gone
-                            )->SAE:
+def from_dictionary_learning(
+    path: str | Path,  # a folder with ae.pt and config.json, or the .pt file
+    dict_class: str | None = None,  # where config.json is gone
+) -> SAE:
     "Read what dictionary_learning's trainers save; the pickle is read for tensors only, and anything else in it is refused unrun."
-    path = Path(path); file = path/"ae.pt" if path.is_dir() else path
+    path = Path(path)
+    file = path / "ae.pt" if path.is_dir() else path
     state, about = _read(file, _pt), file.with_name("config.json")
     trainer = _get(_config(about), "trainer", about, dict) if about.is_file() else {}
-    name = _dl_class(dict_class, trainer, state, file); variant, names, centred = CLASSES[name]
+    name = _dl_class(dict_class, trainer, state, file)
+    variant, names, centred = CLASSES[name]
     k = _dl_k(trainer, state, file) if variant in ("topk", "batchtopk", "matryoshka") else None
-    layer = trainer.get("layer") if "resid" in str(trainer.get("submodule_name") or "resid") else None
-    groups = state["group_sizes"].tolist() if variant == "matryoshka" and "group_sizes" in state else None
-    meta = _about("dictionary_learning", trainer.get("lm_name"), f"resid_post.{layer}" if type(layer) is int else None, dict_class=name, groups=groups)
-    return _assemble(variant, **_dl_arrays(state, variant, names, file), k=k, centred=centred, meta=meta, file=file)
+    layer = (
+        trainer.get("layer") if "resid" in str(trainer.get("submodule_name") or "resid") else None
+    )
+    groups = (
+        state["group_sizes"].tolist()
+        if variant == "matryoshka" and "group_sizes" in state
+        else None
+    )
+    meta = _about(
+        "dictionary_learning",
+        trainer.get("lm_name"),
+        f"resid_post.{layer}" if type(layer) is int else None,
+        dict_class=name,
+        groups=groups,
+    )
+    return _assemble(
+        variant,
+        **_dl_arrays(state, variant, names, file),
+        k=k,
+        centred=centred,
+        meta=meta,
+        file=file,
+    )
 
 # %% ../../nbs/part2_dictionaries/20b_interop.ipynb #1a8da433
-def from_gemma_scope(path:str|Path, # params.npz, params.safetensors, or the folder of either
-                     scale:float=1.0 # factor on the activations: 1/√d for the dictionaries of the embedding
-                    )->SAE:
+def from_gemma_scope(
+    path: str | Path,  # params.npz, params.safetensors, or the folder of either
+    scale: float = 1.0,  # factor on the activations: 1/√d for the dictionaries of the embedding
+) -> SAE:
     "Read a Gemma Scope JumpReLU dictionary; object arrays are refused unread."
     path = Path(path)
-    file = next((path/n for n in ("params.npz", "params.safetensors") if (path/n).is_file()), path/"params.npz") if path.is_dir() else path
+    file = (
+        next(
+            (path / n for n in ("params.npz", "params.safetensors") if (path / n).is_file()),
+            path / "params.npz",
+        )
+        if path.is_dir()
+        else path
+    )
     cfg = _config(about) if (about := file.with_name("config.json")).is_file() else {}
-    if cfg.get("hf_hook_point_in") != cfg.get("hf_hook_point_out"): raise _wrong(about, f"reads {cfg.get('hf_hook_point_in')!r} and predicts {cfg.get('hf_hook_point_out')!r}: a transcoder, no autoencoder")
+    if cfg.get("hf_hook_point_in") != cfg.get("hf_hook_point_out"):
+        raise _wrong(
+            about,
+            f"reads {cfg.get('hf_hook_point_in')!r} and predicts {cfg.get('hf_hook_point_out')!r}:"
+            " a transcoder, no autoencoder",
+        )
     t = _read(file, safetensors.torch.load_file if file.suffix == ".safetensors" else _npz)
     t = {"W" + k[1:] if k in ("w_enc", "w_dec") else k: v for k, v in t.items()}
     d, n = _matrix(t, "W_enc", file)
     t = _take(t, file, W_enc=(d, n), b_enc=(n,), W_dec=(n, d), b_dec=(d,), threshold=(n,))
     t["W_enc"] = t["W_enc"].T
-    return _assemble("jumprelu", **t, scale=scale, centred=False, meta=_about("gemma_scope", cfg.get("model_name")), file=file)
+    return _assemble(
+        "jumprelu",
+        **t,
+        scale=scale,
+        centred=False,
+        meta=_about("gemma_scope", cfg.get("model_name")),
+        file=file,
+    )
 
 # %% ../../nbs/part2_dictionaries/20b_interop.ipynb #680943c4
-FORMATS = { # format → files that tell it, reader
-    "workbook": (("sae.json", "sae.safetensors"), SAE.load), "saelens": (("cfg.json", "sae_weights.safetensors"), from_saelens), "sparsify": (("cfg.json", "sae.safetensors"), from_sparsify),
-    "dictionary_learning": (("ae.pt",), from_dictionary_learning), "gemma_scope": (("params.npz",), from_gemma_scope), "gemma_scope_2": (("params.safetensors",), from_gemma_scope)}
+FORMATS = {  # format → files that tell it, reader
+    "workbook": (("sae.json", "sae.safetensors"), SAE.load),
+    "saelens": (("cfg.json", "sae_weights.safetensors"), from_saelens),
+    "sparsify": (("cfg.json", "sae.safetensors"), from_sparsify),
+    "dictionary_learning": (("ae.pt",), from_dictionary_learning),
+    "gemma_scope": (("params.npz",), from_gemma_scope),
+    "gemma_scope_2": (("params.safetensors",), from_gemma_scope),
+}
 
-def recognise(path:str|Path)->str:
+
+def recognise(path: str | Path) -> str:
     "Which of `FORMATS` a folder or file is, by the names of its files; raises `WorkbookError` for none, or more than one."
     path = Path(path)
-    if not path.exists(): raise WorkbookError(f"{path} does not exist")
-    if path.is_file() and path.suffix in (".npz", ".pt"): return {".npz": "gemma_scope", ".pt": "dictionary_learning"}[path.suffix]
+    if not path.exists():
+        raise WorkbookError(f"{path} does not exist")
+    if path.is_file() and path.suffix in (".npz", ".pt"):
+        return {".npz": "gemma_scope", ".pt": "dictionary_learning"}[path.suffix]
     folder = path if path.is_dir() else path.parent
-    fits = [f for f, (names, _) in FORMATS.items() if all((folder/n).is_file() for n in names) and (path.is_dir() or path.name in names)]
-    if len(fits) == 1: return fits[0]
+    fits = [
+        f
+        for f, (names, _) in FORMATS.items()
+        if all((folder / n).is_file() for n in names) and (path.is_dir() or path.name in names)
+    ]
+    if len(fits) == 1:
+        return fits[0]
     wanted = "; ".join(f"{f}: {' + '.join(names)}" for f, (names, _) in FORMATS.items())
-    raise WorkbookError(f"{path} holds {', '.join(sorted(p.name for p in folder.iterdir())[:12]) or 'nothing'}, which is " + (f"{' and '.join(fits)} at once: call the reader that is meant" if fits else f"no dictionary known here ({wanted})"))
+    raise WorkbookError(
+        f"{path} holds {', '.join(sorted(p.name for p in folder.iterdir())[:12]) or 'nothing'},"
+        " which is "
+        + (
+            f"{' and '.join(fits)} at once: call the reader that is meant"
+            if fits
+            else f"no dictionary known here ({wanted})"
+        )
+    )
 
-def load_any(path:str|Path, # a folder, or one of its files
-             **kwargs # for the format's own reader: scale, dict_class
-            )->SAE:
+
+def load_any(
+    path: str | Path,  # a folder, or one of its files
+    **kwargs,  # for the format's own reader: scale, dict_class
+) -> SAE:
     "Read a dictionary of any of `FORMATS`."
     format, path = recognise(path), Path(path)
-    return FORMATS[format][1](path.parent if path.is_file() and path.suffix not in (".npz", ".pt") else path, **kwargs)
+    return FORMATS[format][1](
+        path.parent if path.is_file() and path.suffix not in (".npz", ".pt") else path, **kwargs
+    )

@@ -23,239 +23,464 @@ from numba import njit
 from scipy.stats import rankdata
 
 from ..core import WorkbookError, progress
-from ..extraction.activations import Store, plan_batches, row_chance, special_ids, tokenised, windows
+from sae_notebooks.extraction.activations import (
+    Store,
+    plan_batches,
+    row_chance,
+    special_ids,
+    tokenised,
+    windows,
+)
 from ..extraction.concepts import load_probes, token_ranges
 from ..extraction.corpus import Corpus, ListSource
 from ..extraction.language_model import LanguageModel, Site, as_site
 from .sparse import Codes
 
 # %% ../../nbs/part2_dictionaries/22_metrics.ipynb #8ec7c9e7
-POISSON = np.cumsum([math.exp(-1) / math.factorial(k) for k in range(18)]) # cumulative, mean 1
+POISSON = np.cumsum([math.exp(-1) / math.factorial(k) for k in range(18)])  # cumulative, mean 1
 
-def bootstrap_weights(document, # [n] int, documents' ordinals
-                      replicates:int, seed:int=0)->np.ndarray: # float64 [n, replicates]
+
+def bootstrap_weights(
+    document, replicates: int, seed: int = 0  # [n] int, documents' ordinals
+) -> np.ndarray:  # float64 [n, replicates]
     "How often each document is drawn in each bootstrap replicate; always the same for the same document."
     document = np.asarray(document, np.int64)
-    u = row_chance(np.repeat(document, replicates), np.tile(np.arange(replicates), len(document)), seed, "bootstrap")
-    return np.searchsorted(POISSON, u, "right").reshape(len(document), replicates).astype(np.float64)
+    u = row_chance(
+        np.repeat(document, replicates),
+        np.tile(np.arange(replicates), len(document)),
+        seed,
+        "bootstrap",
+    )
+    return (
+        np.searchsorted(POISSON, u, "right").reshape(len(document), replicates).astype(np.float64)
+    )
 
 # %% ../../nbs/part2_dictionaries/22_metrics.ipynb #82df54b1
 class Sums:
     "Named weighted sums over tokens in float64, once over all documents and once for every bootstrap replicate of them."
-    def __init__(self, replicates:int=200, seed:int=0): self.replicates, self.seed, self.sums = replicates, seed, {}
 
-    def add(self, columns:dict, # name → [n] or [n, m], one value or vector for each token
-            document=None, # [n] int; None: every token stands for itself
-            weight=None): # [n] how many tokens each stands for; None: one
+    def __init__(self, replicates: int = 200, seed: int = 0):
+        self.replicates, self.seed, self.sums = replicates, seed, {}
+
+    def add(
+        self,
+        columns: dict,  # name → [n] or [n, m], one value or vector for each token
+        document=None,  # [n] int; None: every token stands for itself
+        weight=None,
+    ):  # [n] how many tokens each stands for; None: one
         "Add a batch of tokens."
         columns = {k: np.asarray(v, np.float64).reshape(len(v), -1) for k, v in columns.items()}
         n = len(next(iter(columns.values())))
-        if not n: return
-        document = np.arange(n) + self.sums.get("n", np.zeros((1, 1)))[0, 0] if document is None else np.asarray(document)
+        if not n:
+            return
+        document = (
+            np.arange(n) + self.sums.get("n", np.zeros((1, 1)))[0, 0]
+            if document is None
+            else np.asarray(document)
+        )
         w = np.ones(n) if weight is None else np.asarray(weight, np.float64)
         names, inverse = np.unique(document, return_inverse=True)
-        W = np.concatenate([np.ones((1, len(names))), bootstrap_weights(names, self.replicates, self.seed).T])
+        W = np.concatenate(
+            [np.ones((1, len(names))), bootstrap_weights(names, self.replicates, self.seed).T]
+        )
         for k, v in {"n": np.ones((n, 1)), **columns}.items():
             by_document = np.zeros((len(names), v.shape[1]))
             np.add.at(by_document, inverse, v * w[:, None])
             self.sums[k] = self.sums.get(k, 0.0) + W @ by_document
 
-    def merge(self, other:"Sums")->"Sums":
+    def merge(self, other: "Sums") -> "Sums":
         "The sums over both."
-        if (self.replicates, self.seed) != (other.replicates, other.seed): raise WorkbookError(f"sums with {self.replicates} replicates of seed {self.seed} cannot be merged with {other.replicates} of seed {other.seed}")
+        if (self.replicates, self.seed) != (other.replicates, other.seed):
+            raise WorkbookError(
+                f"sums with {self.replicates} replicates of seed {self.seed} cannot be merged with"
+                f" {other.replicates} of seed {other.seed}"
+            )
         out = Sums(self.replicates, self.seed)
-        out.sums = {k: self.sums.get(k, 0.0) + other.sums.get(k, 0.0) for k in {**self.sums, **other.sums}}
+        out.sums = {
+            k: self.sums.get(k, 0.0) + other.sums.get(k, 0.0) for k in {**self.sums, **other.sums}
+        }
         return out
 
-    def __getitem__(self, name): # [1 + replicates], or [1 + replicates, m]
+    def __getitem__(self, name):  # [1 + replicates], or [1 + replicates, m]
         v = self.sums[name]
         return v[:, 0] if v.shape[1] == 1 else v
 
 # %% ../../nbs/part2_dictionaries/22_metrics.ipynb #d02bb0b8
-def compare(x:torch.Tensor, # [n, d] activations
-            y:torch.Tensor, # [n, d] their reconstruction
-            centre:torch.Tensor # [d] a first guess of the mean
-           )->dict: # name → float64 [n] or [n, d]
+def compare(
+    x: torch.Tensor,  # [n, d] activations
+    y: torch.Tensor,  # [n, d] their reconstruction
+    centre: torch.Tensor,  # [d] a first guess of the mean
+) -> dict:  # name → float64 [n] or [n, d]
     "What every reconstruction metric is summed from, for each token."
     x, y, centre = x.double(), y.double(), centre.double()
     e, c, tiny = x - y, x - centre, 1e-30
     square = lambda a: (a * a).sum(1)
     e2, x2, y2, c2, xy = square(e), square(x), square(y), square(c), (x * y).sum(1)
-    out = dict(e=e, c=c, e2=e2, x2=x2, y2=y2, c2=c2, xy=xy, cosine=xy / (x2 * y2).clamp_min(tiny).sqrt(), ratio=(y2 / x2.clamp_min(tiny)).sqrt(),
-               e2_c2=e2 / c2.clamp_min(tiny), e2_x2=e2 / x2.clamp_min(tiny))
+    out = dict(
+        e=e,
+        c=c,
+        e2=e2,
+        x2=x2,
+        y2=y2,
+        c2=c2,
+        xy=xy,
+        cosine=xy / (x2 * y2).clamp_min(tiny).sqrt(),
+        ratio=(y2 / x2.clamp_min(tiny)).sqrt(),
+        e2_c2=e2 / c2.clamp_min(tiny),
+        e2_x2=e2 / x2.clamp_min(tiny),
+    )
     return {k: v.numpy() for k, v in out.items()}
 
 # %% ../../nbs/part2_dictionaries/22_metrics.ipynb #c3c41c9e
-def _square(v): return (v * v).sum(-1) if v.ndim == 2 else v * v
-def _variance(s): return (s["c2"] - _square(s["c"]) / s["n"]) / s["n"] # E‖x − x̄‖²
-def _error(s): return s["e2"] / s["n"] # E‖x − x̂‖²
+def _square(v):
+    return (v * v).sum(-1) if v.ndim == 2 else v * v
+
+
+def _variance(s):
+    return (s["c2"] - _square(s["c"]) / s["n"]) / s["n"]  # E‖x − x̄‖²
+
+
+def _error(s):
+    return s["e2"] / s["n"]  # E‖x − x̂‖²
+
 
 RECONSTRUCTION = {
-    "explained_variance": ("1 − E‖x−x̂‖² / E‖x−x̄‖²; x̄ the mean of the evaluated tokens", lambda s: 1 - _error(s) / _variance(s)),
-    "explained_variance_per_token": ("1 − mean over tokens of ‖x−x̂‖²/‖x−c‖², c the mean of the first batch (as SAEBench's published numbers, but with c fixed)", lambda s: 1 - s["e2_c2"] / s["n"]),
-    "explained_variance_centred": ("1 − Σⱼ Var(xⱼ−x̂ⱼ) / Σⱼ Var(xⱼ): forgives a constant offset (dictionary_learning's)", lambda s: 1 - (s["e2"] - _square(s["e"]) / s["n"]) / s["n"] / _variance(s)),
-    "cosine": ("mean over tokens of x·x̂ / ‖x‖‖x̂‖; the mean of x is not taken off", lambda s: s["cosine"] / s["n"]),
-    "norm_ratio": ("mean over tokens of ‖x̂‖ / ‖x‖; below 1 is shrinkage", lambda s: s["ratio"] / s["n"]),
+    "explained_variance": (
+        "1 − E‖x−x̂‖² / E‖x−x̄‖²; x̄ the mean of the evaluated tokens",
+        lambda s: 1 - _error(s) / _variance(s),
+    ),
+    "explained_variance_per_token": (
+        (
+            "1 − mean over tokens of ‖x−x̂‖²/‖x−c‖², c the mean of the first batch (as SAEBench's"
+            " published numbers, but with c fixed)"
+        ),
+        lambda s: 1 - s["e2_c2"] / s["n"],
+    ),
+    "explained_variance_centred": (
+        "1 − Σⱼ Var(xⱼ−x̂ⱼ) / Σⱼ Var(xⱼ): forgives a constant offset (dictionary_learning's)",
+        lambda s: 1 - (s["e2"] - _square(s["e"]) / s["n"]) / s["n"] / _variance(s),
+    ),
+    "cosine": (
+        "mean over tokens of x·x̂ / ‖x‖‖x̂‖; the mean of x is not taken off",
+        lambda s: s["cosine"] / s["n"],
+    ),
+    "norm_ratio": (
+        "mean over tokens of ‖x̂‖ / ‖x‖; below 1 is shrinkage",
+        lambda s: s["ratio"] / s["n"],
+    ),
     "mse": ("E‖x−x̂‖², summed over dimensions, in the model's units", _error),
-    "l0": ("mean number of active features of a token", lambda s: s["active"] / s["n"])}
+    "l0": ("mean number of active features of a token", lambda s: s["active"] / s["n"]),
+}
 
 # %% ../../nbs/part2_dictionaries/22_metrics.ipynb #cc0a3819
-PEERS = { # found in other libraries' code; here to compare with published numbers
-    "squared mean square": ("1 − E‖x−x̂‖² / (E‖x‖² − m²), m the mean of x² over tokens and dimensions: meant as the first, but neither centred nor of one unit", lambda s, d: 1 - _error(s) / (s["x2"] / s["n"] - (s["x2"] / s["n"] / d) ** 2)),
-    "uncentred": ("1 − mean over tokens of ‖x−x̂‖²/‖x‖²: the mean counts as something to explain", lambda s, d: 1 - s["e2_x2"] / s["n"]),
-    "one mean for all dimensions": ("1 − E‖x−x̂‖² / E‖x−m‖², m the mean over tokens and dimensions", lambda s, d: 1 - s["e2"] / (s["x2"] - s["x"] ** 2 / (s["n"] * d)))}
+PEERS = {  # found in other libraries' code; here to compare with published numbers
+    "squared mean square": (
+        (
+            "1 − E‖x−x̂‖² / (E‖x‖² − m²), m the mean of x² over tokens and dimensions: meant as the"
+            " first, but neither centred nor of one unit"
+        ),
+        lambda s, d: 1 - _error(s) / (s["x2"] / s["n"] - (s["x2"] / s["n"] / d) ** 2),
+    ),
+    "uncentred": (
+        "1 − mean over tokens of ‖x−x̂‖²/‖x‖²: the mean counts as something to explain",
+        lambda s, d: 1 - s["e2_x2"] / s["n"],
+    ),
+    "one mean for all dimensions": (
+        "1 − E‖x−x̂‖² / E‖x−m‖², m the mean over tokens and dimensions",
+        lambda s, d: 1 - s["e2"] / (s["x2"] - s["x"] ** 2 / (s["n"] * d)),
+    ),
+}
 
-def explained_variances(x:torch.Tensor, y:torch.Tensor # [n, d] activations and their reconstruction
-                       )->dict: # definition's name → value
+
+def explained_variances(
+    x: torch.Tensor, y: torch.Tensor  # [n, d] activations and their reconstruction
+) -> dict:  # definition's name → value
     "Every definition of explained variance in use, on the same data."
     s, d = Sums(0), x.shape[1]
     s.add({**compare(x, y, x.double().mean(0)), "x": x.double().sum(1).numpy()})
     ours = {k: f(s) for k, (_, f) in RECONSTRUCTION.items() if k.startswith("explained")}
-    return {k: float(np.atleast_1d(v)[0]) for k, v in {**ours, **{k: f(s, d) for k, (_, f) in PEERS.items()}}.items()}
+    return {
+        k: float(np.atleast_1d(v)[0])
+        for k, v in {**ours, **{k: f(s, d) for k, (_, f) in PEERS.items()}}.items()
+    }
 
 # %% ../../nbs/part2_dictionaries/22_metrics.ipynb #7980bab2
 class Sequences(NamedTuple):
     "One padded batch of sequences, and what of it counts."
-    ids: torch.Tensor # int64 [b, L]
-    own: torch.Tensor # bool [b, L], no padding and no repeated context
-    special: torch.Tensor # bool [b, L]
-    document: np.ndarray # int64 [b, L], ordinals
-    position: np.ndarray # int64 [b, L], in the document; only where own
 
-def sequence_batches(lm:LanguageModel, corpus:Corpus,
-                     tokens:float=50_000, # stop after the document that reaches this many
-                     budget:int=2048, context:int|None=None): # tokens in a batch; longest input
+    ids: torch.Tensor  # int64 [b, L]
+    own: torch.Tensor  # bool [b, L], no padding and no repeated context
+    special: torch.Tensor  # bool [b, L]
+    document: np.ndarray  # int64 [b, L], ordinals
+    position: np.ndarray  # int64 [b, L], in the document; only where own
+
+
+def sequence_batches(
+    lm: LanguageModel,
+    corpus: Corpus,
+    tokens: float = 50_000,  # stop after the document that reaches this many
+    budget: int = 2048,
+    context: int | None = None,
+):  # tokens in a batch; longest input
     "Documents as padded batches, those of like length together; a long document in overlapping windows."
     context, special, ws, n = min(context or lm.context, lm.context), special_ids(lm), [], 0
     for d in tokenised(lm, corpus):
-        ws += windows(d, context, special); n += len(d.ids)
-        if n >= tokens: break
+        ws += windows(d, context, special)
+        n += len(d.ids)
+        if n >= tokens:
+            break
     for batch in plan_batches([len(w.ids) for w in ws], budget):
         rows, L = [ws[i] for i in batch], max(len(ws[i].ids) for i in batch)
-        ids, own, at = np.full((len(rows), L), lm.tokenizer.pad_token_id or 0, np.int64), np.zeros((len(rows), L), bool), np.arange(L)
-        for r, w in enumerate(rows): ids[r, :len(w.ids)] = w.ids; own[r, w.a:w.b] = True
-        document, position = np.array([[w.ordinal] * L for w in rows]), np.array([at - w.a + w.position for w in rows])
-        yield Sequences(torch.from_numpy(ids), torch.from_numpy(own), torch.from_numpy(np.isin(ids, special)), document, position)
+        ids, own, at = (
+            np.full((len(rows), L), lm.tokenizer.pad_token_id or 0, np.int64),
+            np.zeros((len(rows), L), bool),
+            np.arange(L),
+        )
+        for r, w in enumerate(rows):
+            ids[r, : len(w.ids)] = w.ids
+            own[r, w.a : w.b] = True
+        document, position = np.array([[w.ordinal] * L for w in rows]), np.array(
+            [at - w.a + w.position for w in rows]
+        )
+        yield Sequences(
+            torch.from_numpy(ids),
+            torch.from_numpy(own),
+            torch.from_numpy(np.isin(ids, special)),
+            document,
+            position,
+        )
 
 # %% ../../nbs/part2_dictionaries/22_metrics.ipynb #ff3630c4
 class Activity:
     "How often each feature is active: counts over tokens, from sparse codes."
-    def __init__(self, n_features:int):
-        self.tokens, self.weight, self.counts, self.weighted, self.peak = 0, 0.0, np.zeros(n_features, np.int64), np.zeros(n_features), np.zeros(n_features, np.float32)
 
-    def add(self, codes:Codes, weight=None): # [n] how many tokens each row stands for
+    def __init__(self, n_features: int):
+        self.tokens, self.weight, self.counts, self.weighted, self.peak = (
+            0,
+            0.0,
+            np.zeros(n_features, np.int64),
+            np.zeros(n_features),
+            np.zeros(n_features, np.float32),
+        )
+
+    def add(self, codes: Codes, weight=None):  # [n] how many tokens each row stands for
         "Add a batch of tokens."
         i, F_ = codes.indices.cpu().numpy(), len(self.counts)
-        if codes.n_features != F_: raise WorkbookError(f"codes over {codes.n_features} features cannot be counted with {F_}")
+        if codes.n_features != F_:
+            raise WorkbookError(
+                f"codes over {codes.n_features} features cannot be counted with {F_}"
+            )
         w = np.ones(codes.n) if weight is None else np.asarray(weight, np.float64)
         self.counts += np.bincount(i, minlength=F_)
         self.weighted += np.bincount(i, weights=w[codes.rows().cpu().numpy()], minlength=F_)
         np.maximum.at(self.peak, i, codes.values.detach().cpu().numpy())
-        self.tokens += codes.n; self.weight += w.sum()
+        self.tokens += codes.n
+        self.weight += w.sum()
 
-    def merge(self, other:"Activity")->"Activity":
+    def merge(self, other: "Activity") -> "Activity":
         "The counts over both."
         out = Activity(len(self.counts))
-        for k in ("tokens", "weight", "counts", "weighted"): setattr(out, k, getattr(self, k) + getattr(other, k))
+        for k in ("tokens", "weight", "counts", "weighted"):
+            setattr(out, k, getattr(self, k) + getattr(other, k))
         out.peak = np.maximum(self.peak, other.peak)
         return out
 
     @property
-    def density(self): return self.weighted / max(self.weight, 1e-30) # [F] share of the tokens
+    def density(self):
+        return self.weighted / max(self.weight, 1e-30)  # [F] share of the tokens
 
 # %% ../../nbs/part2_dictionaries/22_metrics.ipynb #cf359777
 ACTIVITY = {
-    "dead_fraction": ("share of the features that are never active on the `dead_tokens` evaluated tokens", lambda a: float((a.counts == 0).mean())),
-    "dead_tokens": ("number N of tokens behind `dead_fraction`; a feature never seen has a density below 3/N with 95 % confidence if tokens were independent", lambda a: int(a.tokens)),
-    "ultra_rare_fraction": ("share of the features with density below 1e-6, dead ones included; with N < 1e6 tokens it cannot differ from `dead_fraction`", lambda a: float((a.density < 1e-6).mean())),
-    "median_density": ("median over the features that are not dead of the share of tokens on which they are active", lambda a: float(np.median(a.density[a.counts > 0])) if a.counts.any() else 0.0)}
+    "dead_fraction": (
+        "share of the features that are never active on the `dead_tokens` evaluated tokens",
+        lambda a: float((a.counts == 0).mean()),
+    ),
+    "dead_tokens": (
+        (
+            "number N of tokens behind `dead_fraction`; a feature never seen has a density below"
+            " 3/N with 95 % confidence if tokens were independent"
+        ),
+        lambda a: int(a.tokens),
+    ),
+    "ultra_rare_fraction": (
+        (
+            "share of the features with density below 1e-6, dead ones included; with N < 1e6 tokens"
+            " it cannot differ from `dead_fraction`"
+        ),
+        lambda a: float((a.density < 1e-6).mean()),
+    ),
+    "median_density": (
+        (
+            "median over the features that are not dead of the share of tokens on which they are"
+            " active"
+        ),
+        lambda a: float(np.median(a.density[a.counts > 0])) if a.counts.any() else 0.0,
+    ),
+}
 
-def density_histogram(density, # [F]
-                      bins:int=40, low:float=-7.0)->dict: # edges [bins + 1] of log10, counts [bins], dead
+
+def density_histogram(
+    density, bins: int = 40, low: float = -7.0  # [F]
+) -> dict:  # edges [bins + 1] of log10, counts [bins], dead
     "Features by log10 of their density; dead ones are counted apart, those below `low` in the first bin."
     density = np.asarray(density)
     edges = np.linspace(low, 0, bins + 1)
     alive = np.log10(density[density > 0])
-    return dict(edges=edges, counts=np.histogram(np.clip(alive, low, 0), edges)[0], dead=int((density == 0).sum()))
+    return dict(
+        edges=edges,
+        counts=np.histogram(np.clip(alive, low, 0), edges)[0],
+        dead=int((density == 0).sum()),
+    )
 
 # %% ../../nbs/part2_dictionaries/22_metrics.ipynb #3ac72704
-def _read(lm, site, ids): # logits [b, L, V], activations [b, L, d], and how many blocks need not be run again
+def _read(
+    lm, site, ids
+):  # logits [b, L, V], activations [b, L, d], and how many blocks need not be run again
     "One clean pass that also keeps the site."
     seen, plain = {}, []
-    first = lm.blocks[0].register_forward_hook(lambda _, args, out: plain.append(isinstance(out, torch.Tensor)))
+    first = lm.blocks[0].register_forward_hook(
+        lambda _, args, out: plain.append(isinstance(out, torch.Tensor))
+    )
     try:
-        with lm.edited({site: lambda x: seen.update(x=x)}): logits = lm.model(input_ids=ids, use_cache=False).logits
-    finally: first.remove()
-    before = {"resid_pre": site.layer, "resid_post": site.layer + 1}.get(site.kind, 0) # all they lead to is replaced
+        with lm.edited({site: lambda x: seen.update(x=x)}):
+            logits = lm.model(input_ids=ids, use_cache=False).logits
+    finally:
+        first.remove()
+    before = {"resid_pre": site.layer, "resid_post": site.layer + 1}.get(
+        site.kind, 0
+    )  # all they lead to is replaced
     return logits, seen["x"], before if plain[0] else 0
+
 
 @contextmanager
 def _skipped(blocks):
     "While it lasts, these blocks hand on what they get."
-    for b in blocks: b.forward = lambda h, *_, **__: h
-    try: yield
+    for b in blocks:
+        b.forward = lambda h, *_, **__: h
+    try:
+        yield
     finally:
-        for b in blocks: del b.forward
+        for b in blocks:
+            del b.forward
 
-def _losses(lm, site, ids, clean, before, changes:dict): # changes: name → [b, L, d] new activations
+
+def _losses(
+    lm, site, ids, clean, before, changes: dict
+):  # changes: name → [b, L, d] new activations
     "Surprisal [b, L-1] of each pass, and the divergence of its prediction from the clean one."
     base, target = F.log_softmax(clean[:, :-1].float(), -1), ids[:, 1:, None]
     out, p = {"ce_clean": -base.gather(2, target)[..., 0]}, base.exp()
     for name, new in changes.items():
-        with lm.edited({site: lambda x: new}), _skipped(lm.blocks[:before]): logits = lm.model(input_ids=ids, use_cache=False).logits
+        with lm.edited({site: lambda x: new}), _skipped(lm.blocks[:before]):
+            logits = lm.model(input_ids=ids, use_cache=False).logits
         logp = F.log_softmax(logits[:, :-1].float(), -1)
         out[f"ce_{name}"] = -logp.gather(2, target)[..., 0]
         out[f"kl_{name}"] = (p * (base - logp)).sum(-1)
     return out
 
 # %% ../../nbs/part2_dictionaries/22_metrics.ipynb #c6ef8535
-def _per(k): return lambda s: s[k] / s["n"]
-def _recovered(kind, floor): return lambda s: (s[f"{kind}_{floor}"] - s[f"{kind}_sae"]) / (s[f"{kind}_{floor}"] - (s["ce_clean"] if kind == "ce" else 0))
+def _per(k):
+    return lambda s: s[k] / s["n"]
+
+
+def _recovered(kind, floor):
+    return lambda s: (s[f"{kind}_{floor}"] - s[f"{kind}_sae"]) / (
+        s[f"{kind}_{floor}"] - (s["ce_clean"] if kind == "ce" else 0)
+    )
+
 
 DOWNSTREAM = {
-    "ce_recovered": ("(CE_zero − CE_sae) / (CE_zero − CE_clean): share of the loss that zeroing the site costs and the reconstruction gives back", _recovered("ce", "zero")),
-    "ce_recovered_mean": ("(CE_mean − CE_sae) / (CE_mean − CE_clean): the same against the mean activation in place of zero, a harder control", _recovered("ce", "mean")),
-    "kl_recovered": ("(KL_zero − KL_sae) / KL_zero, KL from the clean prediction", _recovered("kl", "zero")),
+    "ce_recovered": (
+        (
+            "(CE_zero − CE_sae) / (CE_zero − CE_clean): share of the loss that zeroing the site"
+            " costs and the reconstruction gives back"
+        ),
+        _recovered("ce", "zero"),
+    ),
+    "ce_recovered_mean": (
+        (
+            "(CE_mean − CE_sae) / (CE_mean − CE_clean): the same against the mean activation in"
+            " place of zero, a harder control"
+        ),
+        _recovered("ce", "mean"),
+    ),
+    "kl_recovered": (
+        "(KL_zero − KL_sae) / KL_zero, KL from the clean prediction",
+        _recovered("kl", "zero"),
+    ),
     "kl_recovered_mean": ("(KL_mean − KL_sae) / KL_mean", _recovered("kl", "mean")),
-    **{f"ce_{k}": (f"mean next-token surprisal in nats, {t}", _per(f"ce_{k}")) for k, t in dict(clean="model unchanged", sae="site replaced by its reconstruction", zero="site set to zero", mean="site set to its mean").items()},
-    **{f"kl_{k}": (f"mean KL divergence in nats from the clean prediction, {t}", _per(f"kl_{k}")) for k, t in dict(sae="site replaced by its reconstruction", zero="site set to zero", mean="site set to its mean").items()},
-    "ce_tokens": ("number of predicted tokens behind the losses", lambda s: s["n"])}
+    **{
+        f"ce_{k}": (f"mean next-token surprisal in nats, {t}", _per(f"ce_{k}"))
+        for k, t in dict(
+            clean="model unchanged",
+            sae="site replaced by its reconstruction",
+            zero="site set to zero",
+            mean="site set to its mean",
+        ).items()
+    },
+    **{
+        f"kl_{k}": (f"mean KL divergence in nats from the clean prediction, {t}", _per(f"kl_{k}"))
+        for k, t in dict(
+            sae="site replaced by its reconstruction",
+            zero="site set to zero",
+            mean="site set to its mean",
+        ).items()
+    },
+    "ce_tokens": ("number of predicted tokens behind the losses", lambda s: s["n"]),
+}
 
-DEFINITIONS = {k: v[0] for table in (RECONSTRUCTION, ACTIVITY, DOWNSTREAM) for k, v in table.items()}
+DEFINITIONS = {
+    k: v[0] for table in (RECONSTRUCTION, ACTIVITY, DOWNSTREAM) for k, v in table.items()
+}
 
 # %% ../../nbs/part2_dictionaries/22_metrics.ipynb #930925c0
-def _finish(table, s)->dict: # value, and its interval under key_low, key_high
+def _finish(table, s) -> dict:  # value, and its interval under key_low, key_high
     "The metrics of a table, each with its bootstrap interval."
     out = {}
     for k, (_, f) in table.items():
-        try: v = np.atleast_1d(f(s))
-        except KeyError: continue # a column that was not measured
+        try:
+            v = np.atleast_1d(f(s))
+        except KeyError:
+            continue  # a column that was not measured
         out[k] = float(v[0])
-        if len(v) > 2 and k != "ce_tokens": out[f"{k}_low"], out[f"{k}_high"] = map(float, np.quantile(v[1:], (0.025, 0.975)))
+        if len(v) > 2 and k != "ce_tokens":
+            out[f"{k}_low"], out[f"{k}_high"] = map(float, np.quantile(v[1:], (0.025, 0.975)))
     return out
 
 # %% ../../nbs/part2_dictionaries/22_metrics.ipynb #cc59ba13
 class Evaluation:
     "All running sums of one evaluation; `summary` may be asked at any time."
-    def __init__(self, sae, replicates:int=200, seed:int=0):
+
+    def __init__(self, sae, replicates: int = 200, seed: int = 0):
         self.sae, self.centre, self.activity = sae, None, Activity(sae.n_features)
         self.tokens, self.losses = Sums(replicates, seed), Sums(replicates, seed)
 
-    def add(self, x:torch.Tensor, # [n, d] activations
-            document=None, weight=None)->torch.Tensor: # [n, d] reconstruction
+    def add(
+        self, x: torch.Tensor, document=None, weight=None  # [n, d] activations
+    ) -> torch.Tensor:  # [n, d] reconstruction
         "Add tokens."
-        if self.centre is None and len(x): self.centre = x.double().mean(0)
+        if self.centre is None and len(x):
+            self.centre = x.double().mean(0)
         codes = self.sae.encode(x.float())
         y = self.sae.decode(codes)
         if len(x):
-            self.tokens.add({**compare(x.cpu(), y.cpu(), self.centre.cpu()), "active": codes.indptr.diff().cpu().numpy()}, document, weight)
+            self.tokens.add(
+                {
+                    **compare(x.cpu(), y.cpu(), self.centre.cpu()),
+                    "active": codes.indptr.diff().cpu().numpy(),
+                },
+                document,
+                weight,
+            )
             self.activity.add(codes, weight)
         return y
 
-    def summary(self)->dict:
+    def summary(self) -> dict:
         "Every metric that was measured."
         out = _finish(RECONSTRUCTION, self.tokens) if self.tokens.sums else {}
-        out |= {k: f(self.activity) for k, (_, f) in ACTIVITY.items()} if self.activity.tokens else {}
+        out |= (
+            {k: f(self.activity) for k, (_, f) in ACTIVITY.items()} if self.activity.tokens else {}
+        )
         return out | (_finish(DOWNSTREAM, self.losses) if self.losses.sums else {})
 
 # %% ../../nbs/part2_dictionaries/22_metrics.ipynb #dcd89a78
@@ -264,97 +489,160 @@ def _pass(ev, lm, site, p, mean, replace_specials):
     "One batch of sequences: the site, and, if there is a `mean`, what replacing the site does to the predictions."
     ids, counted = p.ids.to(lm.device), p.own & ~p.special
     mask = None if lm.generates else p.own.long()
-    logits, x, before = _read(lm, site, ids) if mean is not None else (None, lm.capture(ids, site, mask, **({"use_cache": False} if lm.generates else {}))[site], 0)
+    logits, x, before = (
+        _read(lm, site, ids)
+        if mean is not None
+        else (
+            None,
+            lm.capture(ids, site, mask, **({"use_cache": False} if lm.generates else {}))[site],
+            0,
+        )
+    )
     here = counted.to(x.device)
     y = ev.add(x[here], p.document[counted])
-    if mean is None: return
+    if mean is None:
+        return
     full, swap = x.clone(), p.own.to(x.device) if replace_specials else here
     full[here] = y.to(x)
-    if (rest := swap & ~here).any(): full[rest] = ev.sae(x[rest].float()).to(x)
-    changes = dict(sae=full, zero=torch.where(swap[..., None], 0.0, x), mean=torch.where(swap[..., None], mean.to(x), x))
+    if (rest := swap & ~here).any():
+        full[rest] = ev.sae(x[rest].float()).to(x)
+    changes = dict(
+        sae=full,
+        zero=torch.where(swap[..., None], 0.0, x),
+        mean=torch.where(swap[..., None], mean.to(x), x),
+    )
     losses, rows = _losses(lm, site, ids, logits, before, changes), p.own[:, 1:]
     ev.losses.add({k: v.cpu()[rows].numpy() for k, v in losses.items()}, p.document[:, 1:][rows])
 
 # %% ../../nbs/part2_dictionaries/22_metrics.ipynb #d1a8d063
 def _activations(source):
     "Batches (activations, documents, weights) of a store, a tensor, or batches of either kind; documents None: rows stand for themselves."
-    if isinstance(source, torch.Tensor): source = source.split(8192)
+    if isinstance(source, torch.Tensor):
+        source = source.split(8192)
     if isinstance(source, Store):
         for r in source.batches(8192, partial=True):
             keep = ~source.special(r.token)
-            yield r.activations[keep].float(), r.document[keep].numpy(), source.weights(r.token)[keep].numpy() if source.rates is not None else None
+            yield (
+                r.activations[keep].float(),
+                r.document[keep].numpy(),
+                source.weights(r.token)[keep].numpy() if source.rates is not None else None,
+            )
         return
     for b in source:
-        if isinstance(b, torch.Tensor): yield b.float(), None, None
-        else: yield b.activations.float(), b.document.numpy(), None
+        if isinstance(b, torch.Tensor):
+            yield b.float(), None, None
+        else:
+            yield b.activations.float(), b.document.numpy(), None
 
 # %% ../../nbs/part2_dictionaries/22_metrics.ipynb #81f60f60
-def evaluate(sae, # a dictionary
-             source, # a `Corpus` (with lm), a `Store`, a tensor [n, d], or an iterable of tensors or `Rows`
-             lm:LanguageModel|None=None, # needed for a corpus
-             tokens:int=50_000, # to evaluate
-             downstream:int=20_000, # of them, with a corpus: tokens whose prediction is measured too; 0: none
-             replace_specials:bool=False, # also replace begin tokens etc., on which no dictionary is trained
-             site:Site|str|None=None, # of the activations; None: the one the dictionary was trained on
-             replicates:int=200, seed:int=0, # of the bootstrap over documents
-             details:bool=False # also return the `Evaluation`
-            )->dict: # metric → value; 95 % intervals under metric_low and metric_high; what each means in `DEFINITIONS`
+def evaluate(
+    sae,  # a dictionary
+    source,  # a `Corpus` (with lm), a `Store`, a tensor [n, d], or an iterable of tensors or `Rows`
+    lm: LanguageModel | None = None,  # needed for a corpus
+    tokens: int = 50_000,  # to evaluate
+    downstream: int = 20_000,  # of them, with a corpus: tokens whose prediction is measured too; 0: none
+    replace_specials: bool = False,  # also replace begin tokens etc., on which no dictionary is trained
+    site: (
+        Site | str | None
+    ) = None,  # of the activations; None: the one the dictionary was trained on
+    replicates: int = 200,
+    seed: int = 0,  # of the bootstrap over documents
+    details: bool = False,  # also return the `Evaluation`
+) -> (
+    dict
+):  # metric → value; 95 % intervals under metric_low and metric_high; what each means in `DEFINITIONS`
     "The metrics of a dictionary; raises `WorkbookError` for a source that does not fit."
-    if tokens < 1 or downstream < 0: raise WorkbookError(f"tokens={tokens}, downstream={downstream}: evaluate at least one token, and measure predictions on 0 or more")
+    if tokens < 1 or downstream < 0:
+        raise WorkbookError(
+            f"tokens={tokens}, downstream={downstream}: evaluate at least one token, and measure"
+            " predictions on 0 or more"
+        )
     ev = Evaluation(sae, replicates, seed)
     if isinstance(source, Corpus):
-        if lm is None: raise WorkbookError(f"evaluate on the corpus {source.name!r} needs the model: pass lm=load_model()")
-        _on_corpus(ev, source, lm, as_site(site or sae.meta.get("site") or lm.middle), tokens, min(downstream, tokens) if lm.generates else 0, replace_specials)
-    else: _on_rows(ev, source, tokens)
-    if not ev.activity.tokens: raise WorkbookError("evaluate: the source holds no tokens")
+        if lm is None:
+            raise WorkbookError(
+                f"evaluate on the corpus {source.name!r} needs the model: pass lm=load_model()"
+            )
+        _on_corpus(
+            ev,
+            source,
+            lm,
+            as_site(site or sae.meta.get("site") or lm.middle),
+            tokens,
+            min(downstream, tokens) if lm.generates else 0,
+            replace_specials,
+        )
+    else:
+        _on_rows(ev, source, tokens)
+    if not ev.activity.tokens:
+        raise WorkbookError("evaluate: the source holds no tokens")
     return (ev.summary(), ev) if details else ev.summary()
+
 
 def _on_rows(ev, source, tokens):
     seen = 0
     for batch in _activations(source):
-        x, document, weight = (None if v is None else v[:tokens - seen] for v in batch)
-        ev.add(x, document, weight); seen += len(x)
-        if seen >= tokens: return
+        x, document, weight = (None if v is None else v[: tokens - seen] for v in batch)
+        ev.add(x, document, weight)
+        seen += len(x)
+        if seen >= tokens:
+            return
 
 # %% ../../nbs/part2_dictionaries/22_metrics.ipynb #76092b55
 def _on_corpus(ev, corpus, lm, site, tokens, downstream, replace_specials):
     "First the documents whose predictions are measured, then the rest."
-    context = min(lm.context, max(256, 2**28 // lm.vocabulary)) # a row's logits take at most 1 GB
+    context = min(lm.context, max(256, 2**28 // lm.vocabulary))  # a row's logits take at most 1 GB
     first = list(sequence_batches(lm, corpus, downstream, context=context)) if downstream else []
     last = max((int(p.document.max()) for p in first), default=corpus.start - 1)
     left = tokens - sum(int(p.own.sum()) for p in first)
     rest = list(sequence_batches(lm, corpus.but(start=last + 1), left)) if left > 0 else []
     mean = None
     for i, p in enumerate(progress(first + rest, "evaluating", unit="batches")):
-        if i == 0 and downstream: mean = _mean_activation(lm, site, first)
+        if i == 0 and downstream:
+            mean = _mean_activation(lm, site, first)
         _pass(ev, lm, site, p, mean if i < len(first) else None, replace_specials)
 
-def _mean_activation(lm, site, batches, tokens:int=4096):
+
+def _mean_activation(lm, site, batches, tokens: int = 4096):
     "Mean over some tokens of the batches (long and short documents), for the mean ablation."
     total, n = 0.0, 0
-    for p in batches[::max(1, len(batches) // 3)]:
+    for p in batches[:: max(1, len(batches) // 3)]:
         x = lm.capture(p.ids, site, use_cache=False)[site][(p.own & ~p.special).to(lm.device)]
         total, n = total + x.double().sum(0), n + len(x)
-        if n >= tokens: break
+        if n >= tokens:
+            break
     return total / max(n, 1)
 
 # %% ../../nbs/part2_dictionaries/22_metrics.ipynb #1457f5f3
-def describe_metrics(metrics:dict)->pd.DataFrame: # rows: value, 95 % interval, definition
+def describe_metrics(metrics: dict) -> pd.DataFrame:  # rows: value, 95 % interval, definition
     "The metrics as a table, each beside its definition."
-    rows = {k: dict(value=v, low=metrics.get(f"{k}_low"), high=metrics.get(f"{k}_high"), definition=DEFINITIONS[k]) for k, v in metrics.items() if k in DEFINITIONS}
+    rows = {
+        k: dict(
+            value=v,
+            low=metrics.get(f"{k}_low"),
+            high=metrics.get(f"{k}_high"),
+            definition=DEFINITIONS[k],
+        )
+        for k, v in metrics.items()
+        if k in DEFINITIONS
+    }
     return pd.DataFrame(rows.values(), index=list(rows))
 
 # %% ../../nbs/part2_dictionaries/22_metrics.ipynb #aa0fe02a
 class Columns(NamedTuple):
     "Sparse scores of n rows by m features; within a feature from the highest down. What is not there is zero."
-    indptr: np.ndarray # int64 [m + 1]
-    row: np.ndarray # int64 [entries]
-    value: np.ndarray # float32 [entries], > 0
-    end: np.ndarray # int64 [entries]: how many rows score at least this much
-    rank: np.ndarray # float64 [entries]: the row's rank among all n from the lowest, ties share their mean
+
+    indptr: np.ndarray  # int64 [m + 1]
+    row: np.ndarray  # int64 [entries]
+    value: np.ndarray  # float32 [entries], > 0
+    end: np.ndarray  # int64 [entries]: how many rows score at least this much
+    rank: (
+        np.ndarray
+    )  # float64 [entries]: the row's rank among all n from the lowest, ties share their mean
     n: int
 
-def columns(row, feature, value, n:int, m:int)->Columns:
+
+def columns(row, feature, value, n: int, m: int) -> Columns:
     "Sorted columns of the entries; entries that are not above zero are left out."
     row, feature, value = (np.asarray(a)[np.asarray(value) > 0] for a in (row, feature, value))
     order = np.lexsort((-value, feature))
@@ -363,15 +651,28 @@ def columns(row, feature, value, n:int, m:int)->Columns:
     new = np.ones(len(row), bool)
     new[1:] = (feature[1:] != feature[:-1]) | (value[1:] != value[:-1])
     group, first = np.cumsum(new) - 1, np.flatnonzero(new)
-    last = np.append(first[1:], len(row)) # one past each group of ties
+    last = np.append(first[1:], len(row))  # one past each group of ties
     begin, end = (a[group] - indptr[feature] for a in (first, last)) if len(row) else (first, last)
-    return Columns(indptr, row.astype(np.int64), value.astype(np.float32), end.astype(np.int64), n - (begin + end - 1) / 2, n)
+    return Columns(
+        indptr,
+        row.astype(np.int64),
+        value.astype(np.float32),
+        end.astype(np.int64),
+        n - (begin + end - 1) / 2,
+        n,
+    )
 
-def take_rows(c:Columns, keep:np.ndarray # bool [n]
-             )->Columns:
+
+def take_rows(c: Columns, keep: np.ndarray) -> Columns:  # bool [n]
     "The same for some of the rows."
     new, k = np.cumsum(keep) - 1, keep[c.row]
-    return columns(new[c.row[k]], np.repeat(np.arange(len(c.indptr) - 1), np.diff(c.indptr))[k], c.value[k], int(keep.sum()), len(c.indptr) - 1)
+    return columns(
+        new[c.row[k]],
+        np.repeat(np.arange(len(c.indptr) - 1), np.diff(c.indptr))[k],
+        c.value[k],
+        int(keep.sum()),
+        len(c.indptr) - 1,
+    )
 
 # %% ../../nbs/part2_dictionaries/22_metrics.ipynb #10806b8b
 @njit(nogil=True, cache=True)
@@ -381,101 +682,178 @@ def _detect(indptr, row, end, rank, value, n, lab_ptr, lab, P, auroc, f1, mcc, t
     R, hits = np.zeros(C), np.zeros(C, np.int64)
     for f in range(len(indptr) - 1):
         a, b = indptr[f], indptr[f + 1]
-        R[:] = 0; hits[:] = 0
+        R[:] = 0
+        hits[:] = 0
         i = a
         while i < b:
-            j = a + end[i] # one past the ties of entry i
+            j = a + end[i]  # one past the ties of entry i
             for s in range(i, j):
-                for q in range(lab_ptr[row[s]], lab_ptr[row[s] + 1]): R[lab[q]] += rank[s]; hits[lab[q]] += 1
+                for q in range(lab_ptr[row[s]], lab_ptr[row[s] + 1]):
+                    R[lab[q]] += rank[s]
+                    hits[lab[q]] += 1
             if full:
                 k = float(j - a)
                 for s in range(i, j):
                     for q in range(lab_ptr[row[s]], lab_ptr[row[s] + 1]):
                         c = lab[q]
                         v = 2.0 * hits[c] / (k + P[c])
-                        if v > f1[f, c]: f1[f, c] = v; threshold[f, c] = value[s]
+                        if v > f1[f, c]:
+                            f1[f, c] = v
+                            threshold[f, c] = value[s]
                         if k < n and P[c] < n:
-                            v = (hits[c] * float(n) - k * P[c]) / np.sqrt(k * (n - k) * P[c] * (n - P[c]))
-                            if v > mcc[f, c]: mcc[f, c] = v
+                            v = (hits[c] * float(n) - k * P[c]) / np.sqrt(
+                                k * (n - k) * P[c] * (n - P[c])
+                            )
+                            if v > mcc[f, c]:
+                                mcc[f, c] = v
             i = j
-        zero = (n - (b - a) + 1) / 2.0 # mean rank of the rows without an entry
+        zero = (n - (b - a) + 1) / 2.0  # mean rank of the rows without an entry
         for c in range(C):
-            if 0 < P[c] < n: auroc[f, c] = (R[c] + (P[c] - hits[c]) * zero - P[c] * (P[c] + 1.0) / 2.0) / (float(P[c]) * (n - P[c]))
+            if 0 < P[c] < n:
+                auroc[f, c] = (R[c] + (P[c] - hits[c]) * zero - P[c] * (P[c] + 1.0) / 2.0) / (
+                    float(P[c]) * (n - P[c])
+                )
 
 # %% ../../nbs/part2_dictionaries/22_metrics.ipynb #8e78f23d
-def detection(c:Columns, labels:sp.csr_matrix, # bool [n, C]
-              full:bool=True # False: AUROC only
-             )->dict: # "auroc", "f1", "mcc", "threshold" (of F1): float64 [m, C]
+def detection(
+    c: Columns, labels: sp.csr_matrix, full: bool = True  # bool [n, C]  # False: AUROC only
+) -> dict:  # "auroc", "f1", "mcc", "threshold" (of F1): float64 [m, C]
     "How well each feature tells the rows that carry each concept; F1 and MCC at their best threshold above zero."
-    if labels.shape[0] != c.n: raise WorkbookError(f"scores of {c.n} rows and labels of {labels.shape[0]}: they must be the same rows")
+    if labels.shape[0] != c.n:
+        raise WorkbookError(
+            f"scores of {c.n} rows and labels of {labels.shape[0]}: they must be the same rows"
+        )
     m, C, P = len(c.indptr) - 1, labels.shape[1], np.asarray(labels.sum(0)).ravel().astype(np.int64)
-    out = dict(auroc=np.full((m, C), 0.5), **({k: np.zeros((m, C)) for k in ("f1", "mcc", "threshold")} if full else {}))
+    out = dict(
+        auroc=np.full((m, C), 0.5),
+        **({k: np.zeros((m, C)) for k in ("f1", "mcc", "threshold")} if full else {}),
+    )
     none = np.zeros((1, C))
-    _detect(c.indptr, c.row, c.end, c.rank, c.value, c.n, labels.indptr, labels.indices, P, out["auroc"], *(out.get(k, none) for k in ("f1", "mcc", "threshold")), full)
+    _detect(
+        c.indptr,
+        c.row,
+        c.end,
+        c.rank,
+        c.value,
+        c.n,
+        labels.indptr,
+        labels.indices,
+        P,
+        out["auroc"],
+        *(out.get(k, none) for k in ("f1", "mcc", "threshold")),
+        full,
+    )
     return out
 
-def dense_auroc(scores:np.ndarray, # [n, m] any numbers
-                labels:sp.csr_matrix)->np.ndarray: # [m, C]
+
+def dense_auroc(
+    scores: np.ndarray, labels: sp.csr_matrix  # [n, m] any numbers
+) -> np.ndarray:  # [m, C]
     "AUROC of dense scores, by ranks."
     P, n = np.asarray(labels.sum(0)).ravel().astype(float), len(scores)
-    with np.errstate(divide="ignore", invalid="ignore"): a = (labels.T.astype(float) @ rankdata(scores, axis=0) - (P * (P + 1) / 2)[:, None]) / (P * (n - P))[:, None]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        a = (labels.T.astype(float) @ rankdata(scores, axis=0) - (P * (P + 1) / 2)[:, None]) / (
+            P * (n - P)
+        )[:, None]
     return np.nan_to_num(a.T, nan=0.5)
 
 # %% ../../nbs/part2_dictionaries/22_metrics.ipynb #b6cd0787
-def score_of(c:Columns, feature:int)->np.ndarray: # float32 [n]
+def score_of(c: Columns, feature: int) -> np.ndarray:  # float32 [n]
     "One feature's scores of all rows."
-    out = np.zeros(c.n, np.float32); s = slice(c.indptr[feature], c.indptr[feature + 1])
+    out = np.zeros(c.n, np.float32)
+    s = slice(c.indptr[feature], c.indptr[feature + 1])
     out[c.row[s]] = c.value[s]
     return out
 
-def at_threshold(score, y, threshold)->dict:
+
+def at_threshold(score, y, threshold) -> dict:
     "F1, MCC, precision and recall of score ≥ threshold."
     p, y = score >= threshold, np.asarray(y, bool)
     tp, fp, fn, tn = (float(v.sum()) for v in (p & y, p & ~y, ~p & y, ~p & ~y))
     root = math.sqrt((tp + fp) * (tp + fn) * (tn + fp) * (tn + fn))
-    return dict(f1=2 * tp / max(2 * tp + fp + fn, 1), mcc=(tp * tn - fp * fn) / root if root else 0.0, precision=tp / max(tp + fp, 1), recall=tp / max(tp + fn, 1))
+    return dict(
+        f1=2 * tp / max(2 * tp + fp + fn, 1),
+        mcc=(tp * tn - fp * fn) / root if root else 0.0,
+        precision=tp / max(tp + fp, 1),
+        recall=tp / max(tp + fn, 1),
+    )
 
 # %% ../../nbs/part2_dictionaries/22_metrics.ipynb #b984426b
-SENTENCE = re.compile(r"[.?!][”’\"')\]]*\s+(?![a-z])|\n+") # not before a small letter: "Is it late?" asked Ann.
+SENTENCE = re.compile(
+    r"[.?!][”’\"')\]]*\s+(?![a-z])|\n+"
+)  # not before a small letter: "Is it late?" asked Ann.
+
 
 class LabelledText(NamedTuple):
     "The labels of some documents, by token and by unit (sentence, paragraph, or whole document)."
-    names: list # of the concepts, in the order of the columns
-    start: dict # document's ordinal → its first token
-    unit: np.ndarray # int64 [tokens], -1 for special tokens
-    tokens: sp.csr_matrix # bool [tokens, concepts]: the token shares a character with a labelled span
-    units: sp.csr_matrix # bool [units, concepts]: one of its tokens does
-    document: np.ndarray # int64 [units], ordinal
-    spans: dict # concept → number of labelled spans
+
+    names: list  # of the concepts, in the order of the columns
+    start: dict  # document's ordinal → its first token
+    unit: np.ndarray  # int64 [tokens], -1 for special tokens
+    tokens: (
+        sp.csr_matrix
+    )  # bool [tokens, concepts]: the token shares a character with a labelled span
+    units: sp.csr_matrix  # bool [units, concepts]: one of its tokens does
+    document: np.ndarray  # int64 [units], ordinal
+    spans: dict  # concept → number of labelled spans
+
 
 def _units(text, offsets, special, unit):
     "A number from 0 for each token of a text; -1 for special tokens."
-    cuts = {"sentence": [m.end() for m in SENTENCE.finditer(text)], "paragraph": [m.end() for m in re.finditer(r"\n\n+", text)], "document": []}
-    if unit not in cuts: raise WorkbookError(f"unit {unit!r}: use one of {', '.join(cuts)}")
-    u = np.searchsorted(cuts[unit], np.maximum(offsets[:, 1] - 1, 0), "right") # a token belongs where its last character is
+    cuts = {
+        "sentence": [m.end() for m in SENTENCE.finditer(text)],
+        "paragraph": [m.end() for m in re.finditer(r"\n\n+", text)],
+        "document": [],
+    }
+    if unit not in cuts:
+        raise WorkbookError(f"unit {unit!r}: use one of {', '.join(cuts)}")
+    u = np.searchsorted(
+        cuts[unit], np.maximum(offsets[:, 1] - 1, 0), "right"
+    )  # a token belongs where its last character is
     return np.where(special, -1, np.unique(u, return_inverse=True)[1])
 
 # %% ../../nbs/part2_dictionaries/22_metrics.ipynb #8e989d1e
-def label_text(lm:LanguageModel, corpus:Corpus, tokens:float=150_000, # stop after the document that reaches this many
-               unit:str="sentence")->LabelledText:
+def label_text(
+    lm: LanguageModel,
+    corpus: Corpus,
+    tokens: float = 150_000,  # stop after the document that reaches this many
+    unit: str = "sentence",
+) -> LabelledText:
     "Labels of a corpus' documents in tokens and in units."
     start, units, document, entries, spans, n, first = {}, [], [], [], {}, 0, 0
     for ordinal, d in corpus.items():
-        e, = lm.encode([d.text])
+        (e,) = lm.encode([d.text])
         u = _units(d.text, e.offsets, e.special, unit)
         start[ordinal], found = n, u.max(initial=-1) + 1
         for s, (a, b) in zip(d.spans, token_ranges(e.offsets, d.spans)):
-            entries.append((s.concept, n + a, n + b)); spans[s.concept] = spans.get(s.concept, 0) + 1
-        units.append(np.where(u < 0, -1, u + first)); document += [ordinal] * found
-        n += len(e); first += found
-        if n >= tokens: break
+            entries.append((s.concept, n + a, n + b))
+            spans[s.concept] = spans.get(s.concept, 0) + 1
+        units.append(np.where(u < 0, -1, u + first))
+        document += [ordinal] * found
+        n += len(e)
+        first += found
+        if n >= tokens:
+            break
     names, unit_of = sorted(spans), np.concatenate(units)
-    if not names: raise WorkbookError(f"the corpus {corpus.name!r} has no labelled spans; truth metrics need one that has, such as open_corpus('concepts', split='heldout')")
-    return LabelledText(names, start, unit_of, *_incidence(names, entries, unit_of, first), np.array(document), spans)
+    if not names:
+        raise WorkbookError(
+            f"the corpus {corpus.name!r} has no labelled spans; truth metrics need one that has,"
+            " such as open_corpus('concepts', split='heldout')"
+        )
+    return LabelledText(
+        names,
+        start,
+        unit_of,
+        *_incidence(names, entries, unit_of, first),
+        np.array(document),
+        spans,
+    )
+
 
 def _incidence(names, entries, unit, n_units):
     column = {c: i for i, c in enumerate(names)}
-    row = np.concatenate([np.arange(a, b) for _, a, b in entries]); col = np.concatenate([np.full(b - a, column[c]) for c, a, b in entries])
+    row = np.concatenate([np.arange(a, b) for _, a, b in entries])
+    col = np.concatenate([np.full(b - a, column[c]) for c, a, b in entries])
     row, col = row[unit[row] >= 0], col[unit[row] >= 0]
     make = lambda r, n: sp.csr_matrix((np.ones(len(r), bool), (r, col)), (n, len(names)))
     return make(row, len(unit)), make(unit[row], n_units)
@@ -483,87 +861,171 @@ def _incidence(names, entries, unit, n_units):
 # %% ../../nbs/part2_dictionaries/22_metrics.ipynb #3c34b8a1
 class Collected(NamedTuple):
     "What the parts of the model say about each unit: the maximum over its tokens, or the mean, and for the probe the mean."
-    features: Columns # by unit
-    tokens: Columns|None # by token
-    neurons: np.ndarray # float32 [units, 2 · neurons]: each neuron, then each neuron's negative
-    residual: np.ndarray # float32 [units, 2 · d], likewise
-    mean: np.ndarray # float32 [units, d] mean of the residual stream
+
+    features: Columns  # by unit
+    tokens: Columns | None  # by token
+    neurons: np.ndarray  # float32 [units, 2 · neurons]: each neuron, then each neuron's negative
+    residual: np.ndarray  # float32 [units, 2 · d], likewise
+    mean: np.ndarray  # float32 [units, d] mean of the residual stream
+
 
 class _Pool:
     "Running mean over units of dense activations, and their maximum, of either sign, if that is asked for."
-    def __init__(self, n, width, top): self.top, self.total, self.count = torch.full((n, 2 * width), -torch.inf) if top else None, torch.zeros(n, width), torch.zeros(n, 1)
+
+    def __init__(self, n, width, top):
+        self.top, self.total, self.count = (
+            torch.full((n, 2 * width), -torch.inf) if top else None,
+            torch.zeros(n, width),
+            torch.zeros(n, 1),
+        )
+
     def add(self, u, x):
-        if self.top is not None: self.top.scatter_reduce_(0, u[:, None].expand(-1, 2 * x.shape[1]), torch.cat([x, -x], 1), "amax")
-        self.total.index_add_(0, u, x); self.count.index_add_(0, u, torch.ones(len(x), 1))
+        if self.top is not None:
+            self.top.scatter_reduce_(
+                0, u[:, None].expand(-1, 2 * x.shape[1]), torch.cat([x, -x], 1), "amax"
+            )
+        self.total.index_add_(0, u, x)
+        self.count.index_add_(0, u, torch.ones(len(x), 1))
+
 
 def _pooled_entries(unit, feature, value, n_features, pool="max"):
     "The maximum, or the sum, of each (unit, feature)."
     key = unit * n_features + feature
     order = np.argsort(key, kind="stable")
     first = np.flatnonzero(np.diff(key[order], prepend=-1))
-    return key[order][first] // n_features, key[order][first] % n_features, (np.maximum if pool == "max" else np.add).reduceat(value[order], first) if len(first) else value
+    return (
+        key[order][first] // n_features,
+        key[order][first] % n_features,
+        (
+            (np.maximum if pool == "max" else np.add).reduceat(value[order], first)
+            if len(first)
+            else value
+        ),
+    )
 
 # %% ../../nbs/part2_dictionaries/22_metrics.ipynb #2975704d
 @torch.no_grad()
-def collect(lm:LanguageModel, corpus:Corpus, text:LabelledText, # labels of the first documents of the corpus
-            saes:dict, # name → dictionary, all of one site
-            by_token:bool=True, neurons:bool=True, # also the strict token level; also the layer's MLP neurons
-            pool:str="max" # a unit's score: "max", the greatest of its tokens', or "mean"
-           )->dict: # name → `Collected`
+def collect(
+    lm: LanguageModel,
+    corpus: Corpus,
+    text: LabelledText,  # labels of the first documents of the corpus
+    saes: dict,  # name → dictionary, all of one site
+    by_token: bool = True,
+    neurons: bool = True,  # also the strict token level; also the layer's MLP neurons
+    pool: str = "max",  # a unit's score: "max", the greatest of its tokens', or "mean"
+) -> dict:  # name → `Collected`
     "Run the documents once, and pool every dictionary's features over units."
-    if pool not in ("max", "mean"): raise WorkbookError(f"pool {pool!r}: use 'max' or 'mean'")
+    if pool not in ("max", "mean"):
+        raise WorkbookError(f"pool {pool!r}: use 'max' or 'mean'")
     site = as_site(next(iter(saes.values())).meta.get("site") or lm.middle)
-    sites, U, pools, parts = [site] + ([Site("mlp_neurons", site.layer)] if neurons else []), len(text.document), {}, {k: [] for k in saes}
-    for p in progress(list(sequence_batches(lm, corpus.but(limit=max(text.start) + 1), math.inf)), "reading", unit="batches"):
-        acts, keep = lm.capture(p.ids, sites, None if lm.generates else p.own.long()), (p.own & ~p.special).numpy()
+    sites, U, pools, parts = (
+        [site] + ([Site("mlp_neurons", site.layer)] if neurons else []),
+        len(text.document),
+        {},
+        {k: [] for k in saes},
+    )
+    for p in progress(
+        list(sequence_batches(lm, corpus.but(limit=max(text.start) + 1), math.inf)),
+        "reading",
+        unit="batches",
+    ):
+        acts, keep = (
+            lm.capture(p.ids, sites, None if lm.generates else p.own.long()),
+            (p.own & ~p.special).numpy(),
+        )
         at = np.array([text.start[int(d)] for d in p.document[keep]]) + p.position[keep]
         u = text.unit[at]
         for s in sites:
-            if s not in pools: pools[s] = _Pool(U, acts[s].shape[-1], pool == "max")
+            if s not in pools:
+                pools[s] = _Pool(U, acts[s].shape[-1], pool == "max")
             pools[s].add(torch.from_numpy(u), acts[s][torch.from_numpy(keep)].float().cpu())
         x = acts[site][torch.from_numpy(keep)].float()
         for name, sae in saes.items():
-            c = sae.encode(x); r = c.rows().cpu().numpy(); f, v = c.indices.cpu().numpy().astype(np.int64), c.values.cpu().numpy()
-            parts[name].append((_pooled_entries(u[r], f, v, sae.n_features, pool), (at[r], f, v) if by_token else None))
-    return {name: _collected(parts.pop(name), pools, sites, text, sae.n_features, pool) for name, sae in saes.items()}
+            c = sae.encode(x)
+            r = c.rows().cpu().numpy()
+            f, v = c.indices.cpu().numpy().astype(np.int64), c.values.cpu().numpy()
+            parts[name].append(
+                (
+                    _pooled_entries(u[r], f, v, sae.n_features, pool),
+                    (at[r], f, v) if by_token else None,
+                )
+            )
+    return {
+        name: _collected(parts.pop(name), pools, sites, text, sae.n_features, pool)
+        for name, sae in saes.items()
+    }
+
 
 def _collected(parts, pools, sites, text, F_, pool):
     join = lambda k: [np.concatenate([p[k][i] for p in parts]) for i in range(3)]
-    real = np.cumsum(text.unit >= 0) - 1 # special tokens are no rows
+    real = np.cumsum(text.unit >= 0) - 1  # special tokens are no rows
     by_token = None
-    if parts[0][1] is not None: at, f, v = join(1); by_token = columns(real[at], f, v, int((text.unit >= 0).sum()), F_)
-    means = [(p.total / p.count.clamp_min(1)).numpy() for p in (pools[s] for s in sites)] # of the site, and of the neurons
-    tops = [pools[s].top.numpy() if pool == "max" else np.concatenate([m, -m], 1) for s, m in zip(sites, means)]
+    if parts[0][1] is not None:
+        at, f, v = join(1)
+        by_token = columns(real[at], f, v, int((text.unit >= 0).sum()), F_)
+    means = [
+        (p.total / p.count.clamp_min(1)).numpy() for p in (pools[s] for s in sites)
+    ]  # of the site, and of the neurons
+    tops = [
+        pools[s].top.numpy() if pool == "max" else np.concatenate([m, -m], 1)
+        for s, m in zip(sites, means)
+    ]
     u, f, v = _pooled_entries(*join(0), F_, pool)
-    if pool == "mean": v = v / np.bincount(text.unit[text.unit >= 0], minlength=len(text.document))[u]
-    return Collected(columns(u, f, v, len(text.document), F_), by_token, tops[1] if len(tops) == 2 else None, tops[0], means[0])
+    if pool == "mean":
+        v = v / np.bincount(text.unit[text.unit >= 0], minlength=len(text.document))[u]
+    return Collected(
+        columns(u, f, v, len(text.document), F_),
+        by_token,
+        tops[1] if len(tops) == 2 else None,
+        tops[0],
+        means[0],
+    )
 
 # %% ../../nbs/part2_dictionaries/22_metrics.ipynb #c5e4ce24
-def linear_probe(x:np.ndarray, # [n, d]
-                 labels:sp.csr_matrix, # bool [n, C]
-                 l2:float=1e-3, steps:int=100)->tuple: # weights [d, C], bias [C]
+def linear_probe(
+    x: np.ndarray,  # [n, d]
+    labels: sp.csr_matrix,  # bool [n, C]
+    l2: float = 1e-3,
+    steps: int = 100,
+) -> tuple:  # weights [d, C], bias [C]
     "L2 logistic regressions for all concepts at once: mean log-loss + l2·‖w‖² in whitened coordinates, by L-BFGS."
     x, y = torch.from_numpy(x).double(), torch.from_numpy(labels.toarray()).double()
-    mu = x.mean(0); value, vector = torch.linalg.eigh((x - mu).T @ (x - mu) / len(x))
+    mu = x.mean(0)
+    value, vector = torch.linalg.eigh((x - mu).T @ (x - mu) / len(x))
     white = vector / (value + 1e-3 * value.mean()).sqrt()
     z, p = ((x - mu) @ white).float(), y.mean(0).clamp(1e-6, 1 - 1e-6)
-    w, b, y = torch.zeros(z.shape[1], y.shape[1], requires_grad=True), torch.logit(p).float().requires_grad_(), y.float()
-    opt = torch.optim.LBFGS([w, b], max_iter=steps, history_size=20, line_search_fn="strong_wolfe", tolerance_grad=1e-6)
+    w, b, y = (
+        torch.zeros(z.shape[1], y.shape[1], requires_grad=True),
+        torch.logit(p).float().requires_grad_(),
+        y.float(),
+    )
+    opt = torch.optim.LBFGS(
+        [w, b], max_iter=steps, history_size=20, line_search_fn="strong_wolfe", tolerance_grad=1e-6
+    )
+
     def loss():
         opt.zero_grad()
-        l = F.binary_cross_entropy_with_logits(z @ w + b, y, reduction="none").mean(0).sum() + l2 * w.square().sum()
+        l = (
+            F.binary_cross_entropy_with_logits(z @ w + b, y, reduction="none").mean(0).sum()
+            + l2 * w.square().sum()
+        )
         l.backward()
         return l
+
     opt.step(loss)
     w = white @ w.detach().double()
     return w.numpy(), (b.detach().double() - mu @ w).numpy()
 
 # %% ../../nbs/part2_dictionaries/22_metrics.ipynb #5856ee02
-def auroc_interval(score, y, document, replicates:int=200, seed:int=0)->tuple: # low, high
+def auroc_interval(score, y, document, replicates: int = 200, seed: int = 0) -> tuple:  # low, high
     "95 % bootstrap interval over documents of one AUROC."
-    score, y, (names, of) = np.asarray(score, float), np.asarray(y, bool), np.unique(document, return_inverse=True)
+    score, y, (names, of) = (
+        np.asarray(score, float),
+        np.asarray(y, bool),
+        np.unique(document, return_inverse=True),
+    )
     order = np.argsort(score, kind="stable")
-    W = bootstrap_weights(names, replicates, seed)[of[order]] # [n, replicates]
+    W = bootstrap_weights(names, replicates, seed)[of[order]]  # [n, replicates]
     first = np.flatnonzero(np.diff(score[order], prepend=np.nan) != 0)
     pos, neg = (np.add.reduceat(W * v[:, None], first) for v in (y[order], ~y[order]))
     below = np.cumsum(neg, 0) - neg / 2
@@ -571,103 +1033,193 @@ def auroc_interval(score, y, document, replicates:int=200, seed:int=0)->tuple: #
     a = (pos * below).sum(0)[total > 0] / total[total > 0]
     return tuple(np.quantile(a, (0.025, 0.975))) if len(a) else (0.0, 1.0)
 
-def shuffled(document:np.ndarray, # [n] documents of the rows, each a run
-             rng, how:str="documents")->np.ndarray: # [n] which row's labels each row gets
+
+def shuffled(
+    document: np.ndarray, rng, how: str = "documents"  # [n] documents of the rows, each a run
+) -> np.ndarray:  # [n] which row's labels each row gets
     "Labels that mean nothing: the documents' labels in another order (\"documents\"), or turned round within each document (\"shift\")."
     runs = np.split(np.arange(len(document)), np.flatnonzero(np.diff(document)) + 1)
-    if how == "shift": return np.concatenate([np.roll(r, rng.integers(1, max(2, len(r)))) for r in runs])
-    if how != "documents": raise WorkbookError(f"shuffled: how={how!r}; use 'documents' or 'shift'")
+    if how == "shift":
+        return np.concatenate([np.roll(r, rng.integers(1, max(2, len(r)))) for r in runs])
+    if how != "documents":
+        raise WorkbookError(f"shuffled: how={how!r}; use 'documents' or 'shift'")
     return np.concatenate([runs[i] for i in rng.permutation(len(runs))])
 
-def null_auroc(c:Columns, labels, document, permutations:int=20, how:str="documents", seed:int=0)->np.ndarray: # [permutations, C]
+
+def null_auroc(
+    c: Columns, labels, document, permutations: int = 20, how: str = "documents", seed: int = 0
+) -> np.ndarray:  # [permutations, C]
     "For labels that mean nothing, the AUROC of the best of all features."
     rng = np.random.default_rng(seed)
-    return np.array([detection(c, labels[shuffled(document, rng, how)], full=False)["auroc"].max(0) for _ in range(permutations)])
+    return np.array(
+        [
+            detection(c, labels[shuffled(document, rng, how)], full=False)["auroc"].max(0)
+            for _ in range(permutations)
+        ]
+    )
 
 # %% ../../nbs/part2_dictionaries/22_metrics.ipynb #f88698fc
-def choosing_half(document:np.ndarray, # [n] documents of the rows
-                  seed:int=0)->np.ndarray: # bool [n]
+def choosing_half(
+    document: np.ndarray, seed: int = 0  # [n] documents of the rows
+) -> np.ndarray:  # bool [n]
     "Half of the documents, drawn at random: their rows choose, the others score."
     docs = np.unique(document)
-    return np.isin(document, np.random.default_rng(seed).permutation(docs)[:len(docs) // 2])
+    return np.isin(document, np.random.default_rng(seed).permutation(docs)[: len(docs) // 2])
 
-def truth_table(got:Collected, text:LabelledText, permutations:int=20, least:int=10, # positive units that each half must have
-                seed:int=0)->pd.DataFrame: # one row for each concept, see `TRUTH`
+
+def truth_table(
+    got: Collected,
+    text: LabelledText,
+    permutations: int = 20,
+    least: int = 10,  # positive units that each half must have
+    seed: int = 0,
+) -> pd.DataFrame:  # one row for each concept, see `TRUTH`
     "For each concept the best feature, chosen on one half of the documents and scored on the other; against nulls, neurons, the residual stream, and a probe."
     half = choosing_half(text.document, seed)
     A, B = take_rows(got.features, half), take_rows(got.features, ~half)
     YA, YB = text.units[half], text.units[~half]
     choose, P = detection(A, YA), np.asarray(YB.sum(0)).ravel()
     best = {k: choose[k].argmax(0) for k in ("auroc", "f1")}
-    null, shift = (np.quantile(null_auroc(B, YB, text.document[~half], permutations, how, seed), 0.95, axis=0) for how in ("documents", "shift"))
+    null, shift = (
+        np.quantile(null_auroc(B, YB, text.document[~half], permutations, how, seed), 0.95, axis=0)
+        for how in ("documents", "shift")
+    )
     w, b = linear_probe(got.mean[half], YA)
     dense = dict(probe=(np.arange(len(text.names)), dense_auroc(got.mean[~half] @ w + b, YB)))
     for k, x in dict(neuron=got.neurons, residual=got.residual).items():
-        if x is not None: dense[k] = dense_auroc(x[half], YA).argmax(0), dense_auroc(x[~half], YB)
+        if x is not None:
+            dense[k] = dense_auroc(x[half], YA).argmax(0), dense_auroc(x[~half], YB)
     rows = []
     for c, name in enumerate(text.names):
-        if P[c] < least or YA[:, [c]].sum() < least: continue
+        if P[c] < least or YA[:, [c]].sum() < least:
+            continue
         f, g, y = best["auroc"][c], best["f1"][c], YB[:, [c]].toarray()[:, 0]
         score = score_of(B, f)
-        row = dict(concept=name, positives=int(P[c]), feature=int(f), auroc=dense_auroc(score[:, None], YB[:, [c]])[0, 0])
+        row = dict(
+            concept=name,
+            positives=int(P[c]),
+            feature=int(f),
+            auroc=dense_auroc(score[:, None], YB[:, [c]])[0, 0],
+        )
         row["auroc_low"], row["auroc_high"] = auroc_interval(score, y, text.document[~half])
-        row |= dict(null=null[c], null_shift=shift[c], **{k: v[1][v[0][c], c] for k, v in dense.items()}, f1_feature=int(g), **at_threshold(score_of(B, g), y, choose["threshold"][g, c]), f1_always=2 * P[c] / (P[c] + len(y)))
+        row |= dict(
+            null=null[c],
+            null_shift=shift[c],
+            **{k: v[1][v[0][c], c] for k, v in dense.items()},
+            f1_feature=int(g),
+            **at_threshold(score_of(B, g), y, choose["threshold"][g, c]),
+            f1_always=2 * P[c] / (P[c] + len(y)),
+        )
         rows.append(row)
     return pd.DataFrame(rows).set_index("concept")
 
 # %% ../../nbs/part2_dictionaries/22_metrics.ipynb #048b5433
-TRUTH = {"positives": "units of the scoring half that carry the concept",
-         "feature": "feature with the highest AUROC on the choosing half; a unit's score is its maximum over the unit's tokens",
-         "auroc": "its AUROC on the scoring half: chance that a unit with the concept scores higher than one without, ties half; 95 % interval from a bootstrap over documents",
-         "null": "95 % quantile of the best AUROC among all features when documents exchange their labels",
-         "null_shift": "the same when labels are turned round within each document",
-         "neuron": "AUROC on the scoring half of the best MLP neuron of the layer, of either sign, chosen on the choosing half",
-         "residual": "the same for the best dimension of the residual stream",
-         "probe": "the same for an L2 logistic regression on the unit's mean residual stream",
-         "f1": "F1 on the scoring half of the feature and threshold with the best F1 on the choosing half; mcc, precision and recall at the same place; f1_always: F1 of saying yes to everything",
-         "auroc_token": "AUROC with single tokens as units: is this very token inside a labelled span?"}
+TRUTH = {
+    "positives": "units of the scoring half that carry the concept",
+    "feature": (
+        "feature with the highest AUROC on the choosing half; a unit's score is its maximum over"
+        " the unit's tokens"
+    ),
+    "auroc": (
+        "its AUROC on the scoring half: chance that a unit with the concept scores higher than one"
+        " without, ties half; 95 % interval from a bootstrap over documents"
+    ),
+    "null": (
+        "95 % quantile of the best AUROC among all features when documents exchange their labels"
+    ),
+    "null_shift": "the same when labels are turned round within each document",
+    "neuron": (
+        "AUROC on the scoring half of the best MLP neuron of the layer, of either sign, chosen on"
+        " the choosing half"
+    ),
+    "residual": "the same for the best dimension of the residual stream",
+    "probe": "the same for an L2 logistic regression on the unit's mean residual stream",
+    "f1": (
+        "F1 on the scoring half of the feature and threshold with the best F1 on the choosing half;"
+        " mcc, precision and recall at the same place; f1_always: F1 of saying yes to everything"
+    ),
+    "auroc_token": "AUROC with single tokens as units: is this very token inside a labelled span?",
+}
 
-def token_auroc(got:Collected, text:LabelledText, seed:int=0)->pd.Series: # by concept
+
+def token_auroc(got: Collected, text: LabelledText, seed: int = 0) -> pd.Series:  # by concept
     "The strict figure: the best feature of single tokens, chosen on one half of the documents and scored on the other."
-    real = text.unit >= 0; half = choosing_half(text.document, seed)[text.unit[real]]
+    real = text.unit >= 0
+    half = choosing_half(text.document, seed)[text.unit[real]]
     Y = text.tokens[real]
     a, b = (detection(take_rows(got.tokens, h), Y[h], full=False)["auroc"] for h in (half, ~half))
     return pd.Series(b[a.argmax(0), np.arange(len(text.names))], text.names, name="auroc_token")
 
 # %% ../../nbs/part2_dictionaries/22_metrics.ipynb #c9e153f2
-def probe_set(sae, lm:LanguageModel, features:dict, # concept → feature to judge
-              probes:dict|None=None # concept → documents; None: the shipped ones
-             )->pd.DataFrame: # one row for each concept
+def probe_set(
+    sae,
+    lm: LanguageModel,
+    features: dict,  # concept → feature to judge
+    probes: dict | None = None,  # concept → documents; None: the shipped ones
+) -> pd.DataFrame:  # one row for each concept
     "Does the feature know the hand-written sentences? AUROC of its maximum over the sentence: probes against their controls, and against other concepts' probes."
     probes = {c: d for c, d in (probes or load_probes()).items() if c in features}
     docs = [d for c in probes for d in probes[c]]
     corpus = Corpus(ListSource("probes", docs))
     text = label_text(lm, corpus, math.inf, "document")
     c = collect(lm, corpus, text, dict(sae=sae), by_token=False, neurons=False)["sae"].features
-    owner, kind = (np.array(v) for v in zip(*((c_, d.meta["kind"]) for c_ in probes for d in probes[c_])))
+    owner, kind = (
+        np.array(v) for v in zip(*((c_, d.meta["kind"]) for c_ in probes for d in probes[c_]))
+    )
     rows = []
     for name in probes:
         score, is_probe = score_of(c, features[name]), kind == "probe"
         mine, rival = owner == name, (owner != name) & is_probe
-        one = lambda keep: dense_auroc(score[keep, None], sp.csr_matrix((mine & is_probe)[keep, None]))[0, 0]
+        one = lambda keep: dense_auroc(
+            score[keep, None], sp.csr_matrix((mine & is_probe)[keep, None])
+        )[0, 0]
         low, high = auroc_interval(score[mine], is_probe[mine], np.flatnonzero(mine))
-        rows.append(dict(concept=name, probes=int((mine & is_probe).sum()), controls=int((mine & ~is_probe).sum()), against_controls=one(mine), low=low, high=high, against_others=one(mine & is_probe | rival), probes_on=float((score[mine & is_probe] > 0).mean()), controls_on=float((score[mine & ~is_probe] > 0).mean())))
+        rows.append(
+            dict(
+                concept=name,
+                probes=int((mine & is_probe).sum()),
+                controls=int((mine & ~is_probe).sum()),
+                against_controls=one(mine),
+                low=low,
+                high=high,
+                against_others=one(mine & is_probe | rival),
+                probes_on=float((score[mine & is_probe] > 0).mean()),
+                controls_on=float((score[mine & ~is_probe] > 0).mean()),
+            )
+        )
     return pd.DataFrame(rows).set_index("concept")
 
 # %% ../../nbs/part2_dictionaries/22_metrics.ipynb #0a28abe7
-def _aurocs(scores, labels): return detection(scores, labels, full=False)["auroc"] if isinstance(scores, Columns) else dense_auroc(scores, labels) # [m, C]
-def _few(scores, features): return np.column_stack([score_of(scores, f) for f in features]) if isinstance(scores, Columns) else scores[:, features] # [n, k]
+def _aurocs(scores, labels):
+    return (
+        detection(scores, labels, full=False)["auroc"]
+        if isinstance(scores, Columns)
+        else dense_auroc(scores, labels)
+    )  # [m, C]
 
-def k_sparse_auroc(learn, # `Columns`, or dense [n, m]: scores of the rows to learn from
-                   labels:sp.csr_matrix, # bool [n, C], theirs
-                   judge, judged:sp.csr_matrix, # scores of the same features, and labels, of other rows
-                   ks:tuple=(1, 2, 5, 10, 20, 50))->np.ndarray: # [len(ks), C]
+
+def _few(scores, features):
+    return (
+        np.column_stack([score_of(scores, f) for f in features])
+        if isinstance(scores, Columns)
+        else scores[:, features]
+    )  # [n, k]
+
+
+def k_sparse_auroc(
+    learn,  # `Columns`, or dense [n, m]: scores of the rows to learn from
+    labels: sp.csr_matrix,  # bool [n, C], theirs
+    judge,
+    judged: sp.csr_matrix,  # scores of the same features, and labels, of other rows
+    ks: tuple = (1, 2, 5, 10, 20, 50),
+) -> np.ndarray:  # [len(ks), C]
     "AUROC on other rows of logistic regressions on the k scores that tell each concept best, alone and either way (k-sparse probing, Gurnee et al. 2023)."
     order = np.argsort(-np.abs(_aurocs(learn, labels) - 0.5), axis=0, kind="stable")
-    if max(ks) > len(order): raise WorkbookError(f"ks={ks}: there are only {len(order)} features to choose from")
+    if max(ks) > len(order):
+        raise WorkbookError(f"ks={ks}: there are only {len(order)} features to choose from")
     out = np.empty((len(ks), labels.shape[1]))
     for c in range(labels.shape[1]):
-        a, b = (_few(s, order[:max(ks), c]) for s in (learn, judge))
+        a, b = (_few(s, order[: max(ks), c]) for s in (learn, judge))
         for i, k in enumerate(ks):
             w, bias = linear_probe(a[:, :k], labels[:, [c]])
             out[i, c] = dense_auroc(b[:, :k] @ w + bias, judged[:, [c]])[0, 0]

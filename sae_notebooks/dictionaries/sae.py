@@ -14,7 +14,16 @@ import torch, torch.nn.functional as F
 from torch import nn
 
 from ..core import WorkbookError, atomic_write, data_path
-from .sparse import BUDGET, Codes, best, dots, join, select_above, select_top, weighted_rows
+from sae_notebooks.dictionaries.sparse import (
+    BUDGET,
+    Codes,
+    best,
+    dots,
+    join,
+    select_above,
+    select_top,
+    weighted_rows,
+)
 
 # %% ../../nbs/part2_dictionaries/20_sae.ipynb #0432d934
 from fastcore.basics import patch
@@ -22,157 +31,270 @@ from fastcore.basics import patch
 # %% ../../nbs/part2_dictionaries/20_sae.ipynb #2357fad6
 VARIANTS = ("relu", "topk", "batchtopk", "jumprelu", "gated", "matryoshka")
 
+
 class SAE(nn.Module):
     "A sparse autoencoder of width d with F features; takes and returns the model's own activations."
-    def __init__(self, d:int, # width of the activations
-                 n_features:int, variant:str="topk", k:int|None=None, # active features of a token; only topk keeps exactly k
-                 scale:float=1.0, mean:torch.Tensor|None=None, # normalisation x' = scale · (x − mean)
-                 meta:dict|None=None): # where it comes from: model, site, training
+
+    def __init__(
+        self,
+        d: int,  # width of the activations
+        n_features: int,
+        variant: str = "topk",
+        k: int | None = None,  # active features of a token; only topk keeps exactly k
+        scale: float = 1.0,
+        mean: torch.Tensor | None = None,  # normalisation x' = scale · (x − mean)
+        meta: dict | None = None,
+    ):  # where it comes from: model, site, training
         super().__init__()
-        if variant not in VARIANTS: raise WorkbookError(f"variant {variant!r}: use one of {', '.join(VARIANTS)}")
-        if d < 1 or n_features < 1: raise WorkbookError(f"d={d}, n_features={n_features}: both must be at least 1")
-        if variant == "topk" and not (k and 0 < k <= n_features): raise WorkbookError(f"k={k}: topk keeps between 1 and n_features={n_features} features a token")
-        if not scale > 0: raise WorkbookError(f"scale={scale}: the normalisation must be above 0")
+        if variant not in VARIANTS:
+            raise WorkbookError(f"variant {variant!r}: use one of {', '.join(VARIANTS)}")
+        if d < 1 or n_features < 1:
+            raise WorkbookError(f"d={d}, n_features={n_features}: both must be at least 1")
+        if variant == "topk" and not (k and 0 < k <= n_features):
+            raise WorkbookError(
+                f"k={k}: topk keeps between 1 and n_features={n_features} features a token"
+            )
+        if not scale > 0:
+            raise WorkbookError(f"scale={scale}: the normalisation must be above 0")
         self.variant, self.k, self.scale, self.meta = variant, k, float(scale), meta or {}
-        weights = dict(W_enc=(n_features, d), b_enc=(n_features,), W_dec=(n_features, d), b_dec=(d,))
-        for name, shape in weights.items(): setattr(self, name, nn.Parameter(torch.zeros(shape), requires_grad=False)) # the training turns gradients on
+        weights = dict(
+            W_enc=(n_features, d), b_enc=(n_features,), W_dec=(n_features, d), b_dec=(d,)
+        )
+        for name, shape in weights.items():
+            setattr(
+                self, name, nn.Parameter(torch.zeros(shape), requires_grad=False)
+            )  # the training turns gradients on
         self.register_buffer("threshold", torch.zeros(n_features))
         self.register_buffer("mean", torch.zeros(d) if mean is None else mean.float().clone())
 
     @property
-    def d(self): return self.W_dec.shape[1]
+    def d(self):
+        return self.W_dec.shape[1]
+
     @property
-    def n_features(self): return len(self.W_dec)
-    def __repr__(self): return f"SAE {self.variant}{f' k={self.k}' if self.k else ''}: {self.n_features:,} features of width {self.d}" + (f", {self.meta['site']} of {self.meta.get('model')}" if "site" in self.meta else "")
+    def n_features(self):
+        return len(self.W_dec)
+
+    def __repr__(self):
+        return (
+            f"SAE {self.variant}{f' k={self.k}' if self.k else ''}: {self.n_features:,} features of"
+            f" width {self.d}"
+            + (f", {self.meta['site']} of {self.meta.get('model')}" if "site" in self.meta else "")
+        )
 
 # %% ../../nbs/part2_dictionaries/20_sae.ipynb #4788e554
 @patch
 @torch.no_grad()
-def initialise(self:SAE, seed:int=0, centre:torch.Tensor|None=None # [d], of the normalised activations
-              )->SAE:
+def initialise(
+    self: SAE,
+    seed: int = 0,
+    centre: torch.Tensor | None = None,  # [d], of the normalised activations
+) -> SAE:
     "Random unit decoder rows, the encoder their transpose."
     g = torch.Generator().manual_seed(seed)
     self.W_dec.copy_(F.normalize(torch.randn(self.W_dec.shape, generator=g), dim=1))
     self.W_enc.copy_(self.W_dec)
-    if centre is not None: self.b_dec.copy_(centre)
+    if centre is not None:
+        self.b_dec.copy_(centre)
     return self
 
 # %% ../../nbs/part2_dictionaries/20_sae.ipynb #573a544d
 @patch
-def _normalised(self:SAE, x):
-    if x.ndim != 2 or x.shape[1] != self.d: raise WorkbookError(f"activations of shape {list(x.shape)} do not fit a dictionary of width {self.d}: it wants [n, {self.d}]" + (f" from {self.meta['site']}" if "site" in self.meta else ""))
+def _normalised(self: SAE, x):
+    if x.ndim != 2 or x.shape[1] != self.d:
+        raise WorkbookError(
+            f"activations of shape {list(x.shape)} do not fit a dictionary of width {self.d}: it"
+            f" wants [n, {self.d}]"
+            + (f" from {self.meta['site']}" if "site" in self.meta else "")
+        )
     return (x.to(self.W_enc.device, self.W_enc.dtype) - self.mean) * self.scale - self.b_dec
 
+
 @patch
-def _select(self:SAE, x, features):
+def _select(self: SAE, x, features):
     "Active ones among a slice of the features."
     bias = self.b_enc[features] - self.threshold[features]
     z = torch.addmm(bias, x, self.W_enc[features].T)
-    if self.variant == "topk": return select_top(z, self.k)
+    if self.variant == "topk":
+        return select_top(z, self.k)
     codes = select_above(z)
     return codes._replace(values=codes.values + self.threshold[features][codes.indices.long()])
 
+
 def _beside(parts, starts, n_features):
     "Codes over consecutive blocks of features as one."
-    if len(parts) == 1: return parts[0]._replace(n_features=n_features)
-    rows = torch.cat([p.rows() for p in parts]); order = torch.sort(rows, stable=True).indices
+    if len(parts) == 1:
+        return parts[0]._replace(n_features=n_features)
+    rows = torch.cat([p.rows() for p in parts])
+    order = torch.sort(rows, stable=True).indices
     indices = torch.cat([p.indices + s for p, s in zip(parts, starts)])[order]
-    return Codes(sum(p.indptr for p in parts), indices.int(), torch.cat([p.values for p in parts])[order], n_features)
+    return Codes(
+        sum(p.indptr for p in parts),
+        indices.int(),
+        torch.cat([p.values for p in parts])[order],
+        n_features,
+    )
 
 # %% ../../nbs/part2_dictionaries/20_sae.ipynb #522ff9d8
 @patch
 @torch.no_grad()
-def encode(self:SAE, x:torch.Tensor, # [n, d] activations of the model
-           block:int|None=None # features at a time; None chooses
-          )->Codes: # [n, F] sparse
+def encode(
+    self: SAE,
+    x: torch.Tensor,  # [n, d] activations of the model
+    block: int | None = None,  # features at a time; None chooses
+) -> Codes:  # [n, F] sparse
     "The active features of each token; raises `WorkbookError` for activations of another width."
     x, F_ = self._normalised(x), self.n_features
     block = min(block or max(4096, BUDGET // 64), F_)
     starts, rows = range(0, F_, block), max(1, BUDGET // block)
+
     def chunk(part):
         codes = _beside([self._select(part, slice(s, s + block)) for s in starts], starts, F_)
         return best(codes, self.k) if self.variant == "topk" and len(starts) > 1 else codes
-    return join([chunk(x[r:r + rows]) for r in range(0, max(1, len(x)), rows)])
+
+    return join([chunk(x[r : r + rows]) for r in range(0, max(1, len(x)), rows)])
+
 
 @patch
 @torch.no_grad()
-def encode_dense(self:SAE, x)->torch.Tensor: # [n, F]
+def encode_dense(self: SAE, x) -> torch.Tensor:  # [n, F]
     "The same as a full matrix, in the obvious way: for small things and tests."
     z = F.linear(self._normalised(x), self.W_enc, self.b_enc)
-    if self.variant != "topk": return z * (z > self.threshold)
+    if self.variant != "topk":
+        return z * (z > self.threshold)
     z = z.relu()
     values, places = z.topk(self.k, dim=1)
     return torch.zeros_like(z).scatter(1, places, values)
 
 # %% ../../nbs/part2_dictionaries/20_sae.ipynb #b6643b03
 @patch
-def decode(self:SAE, codes # `Codes` or a dense [n, F]
-          )->torch.Tensor: # [n, d] in the model's units
+def decode(
+    self: SAE, codes  # `Codes` or a dense [n, F]
+) -> torch.Tensor:  # [n, d] in the model's units
     "Reconstructed activations."
-    if isinstance(codes, Codes): y = weighted_rows(codes, self.W_dec.detach())
-    else: y = codes @ self.W_dec
+    if isinstance(codes, Codes):
+        y = weighted_rows(codes, self.W_dec.detach())
+    else:
+        y = codes @ self.W_dec
     return (y + self.b_dec) / self.scale + self.mean
 
-@patch
-def forward(self:SAE, x): return self.decode(self.encode(x))
 
 @patch
-def pre_activations(self:SAE, x:torch.Tensor, features)->torch.Tensor: # [n, len(features)]
+def forward(self: SAE, x):
+    return self.decode(self.encode(x))
+
+
+@patch
+def pre_activations(self: SAE, x: torch.Tensor, features) -> torch.Tensor:  # [n, len(features)]
     "z of chosen features, before the selection; differentiable in x."
     features = torch.as_tensor(features, device=self.W_enc.device)
-    if len(features) and not 0 <= int(features.min()) <= int(features.max()) < self.n_features: raise WorkbookError(f"features {int(features.min())}…{int(features.max())}: this dictionary has 0…{self.n_features - 1}")
+    if len(features) and not 0 <= int(features.min()) <= int(features.max()) < self.n_features:
+        raise WorkbookError(
+            f"features {int(features.min())}…{int(features.max())}: this dictionary has"
+            f" 0…{self.n_features - 1}"
+        )
     return F.linear(self._normalised(x), self.W_enc[features], self.b_enc[features])
 
+
 @patch
-def decoder_directions(self:SAE)->torch.Tensor: return F.normalize(self.W_dec.detach(), dim=1) # [F, d], length one
+def decoder_directions(self: SAE) -> torch.Tensor:
+    return F.normalize(self.W_dec.detach(), dim=1)  # [F, d], length one
 
 # %% ../../nbs/part2_dictionaries/20_sae.ipynb #1bb94242
 @patch
 @torch.no_grad()
-def fold(self:SAE)->SAE:
+def fold(self: SAE) -> SAE:
     "The same dictionary with the normalisation inside its weights: scale 1, mean 0; activations are divided by the scale."
     out = SAE(self.d, self.n_features, self.variant, self.k, meta=dict(self.meta))
-    for name, value in dict(W_enc=self.W_enc, W_dec=self.W_dec, b_enc=self.b_enc / self.scale, b_dec=self.b_dec / self.scale + self.mean, threshold=self.threshold / self.scale).items(): getattr(out, name).copy_(value)
+    for name, value in dict(
+        W_enc=self.W_enc,
+        W_dec=self.W_dec,
+        b_enc=self.b_enc / self.scale,
+        b_dec=self.b_dec / self.scale + self.mean,
+        threshold=self.threshold / self.scale,
+    ).items():
+        getattr(out, name).copy_(value)
     return out
 
 # %% ../../nbs/part2_dictionaries/20_sae.ipynb #20f7c630
 @patch
-def save(self:SAE, folder:str|Path, # made if it is not there
-         dtype:torch.dtype=torch.float32): # float16 halves the size
+def save(
+    self: SAE, folder: str | Path, dtype: torch.dtype = torch.float32  # made if it is not there
+):  # float16 halves the size
     "Write weights and description, both or none."
-    tensors = {k: v.detach().cpu().to(dtype if v.ndim == 2 else torch.float32).contiguous() for k, v in self.state_dict().items()}
-    about = dict(format=1, variant=self.variant, d=self.d, n_features=self.n_features, k=self.k, scale=self.scale, meta=self.meta)
+    tensors = {
+        k: v.detach().cpu().to(dtype if v.ndim == 2 else torch.float32).contiguous()
+        for k, v in self.state_dict().items()
+    }
+    about = dict(
+        format=1,
+        variant=self.variant,
+        d=self.d,
+        n_features=self.n_features,
+        k=self.k,
+        scale=self.scale,
+        meta=self.meta,
+    )
     with atomic_write(folder) as part:
         part.mkdir()
-        safetensors.torch.save_file(tensors, part/"sae.safetensors")
-        (part/"sae.json").write_text(json.dumps(about, indent=1) + "\n")
+        safetensors.torch.save_file(tensors, part / "sae.safetensors")
+        (part / "sae.json").write_text(json.dumps(about, indent=1) + "\n")
+
 
 def _load(folder):
     folder = Path(folder)
-    try: about = json.loads((folder/"sae.json").read_text())
-    except FileNotFoundError: raise WorkbookError(f"{folder}: no sae.json; this is no dictionary of the workbook (others' formats: chapter 20b)") from None
-    except ValueError as e: raise WorkbookError(f"{folder/'sae.json'}: not JSON ({e})") from None
-    try: tensors = safetensors.torch.load_file(folder/"sae.safetensors")
-    except (OSError, safetensors.SafetensorError) as e: raise WorkbookError(f"{folder/'sae.safetensors'}: missing, cut off or damaged ({str(e).splitlines()[0]})") from None
+    try:
+        about = json.loads((folder / "sae.json").read_text())
+    except FileNotFoundError:
+        raise WorkbookError(
+            f"{folder}: no sae.json; this is no dictionary of the workbook (others' formats:"
+            " chapter 20b)"
+        ) from None
+    except ValueError as e:
+        raise WorkbookError(f"{folder/'sae.json'}: not JSON ({e})") from None
+    try:
+        tensors = safetensors.torch.load_file(folder / "sae.safetensors")
+    except (OSError, safetensors.SafetensorError) as e:
+        raise WorkbookError(
+            f"{folder/'sae.safetensors'}: missing, cut off or damaged ({str(e).splitlines()[0]})"
+        ) from None
     return about, tensors
 
 # %% ../../nbs/part2_dictionaries/20_sae.ipynb #03118a57
 @patch(cls_method=True)
-def load(cls:SAE, folder:str|Path)->SAE:
+def load(cls: SAE, folder: str | Path) -> SAE:
     "Read a dictionary; raises `WorkbookError` that names the file if anything about it is wrong."
     (about, tensors), file = _load(folder), f"{folder}/sae.json"
-    if not isinstance(about, dict) or about.get("format") != 1: raise WorkbookError(f"{file}: format {about.get('format') if isinstance(about, dict) else about!r}; this version reads format 1")
-    try: d, n, variant, k, scale, meta = (about[key] for key in ("d", "n_features", "variant", "k", "scale", "meta"))
-    except KeyError as e: raise WorkbookError(f"{file}: has no {e}; save the dictionary again") from None
+    if not isinstance(about, dict) or about.get("format") != 1:
+        raise WorkbookError(
+            f"{file}: format {about.get('format') if isinstance(about, dict) else about!r}; this"
+            " version reads format 1"
+        )
+    try:
+        d, n, variant, k, scale, meta = (
+            about[key] for key in ("d", "n_features", "variant", "k", "scale", "meta")
+        )
+    except KeyError as e:
+        raise WorkbookError(f"{file}: has no {e}; save the dictionary again") from None
     make = lambda: cls(d, n, variant, k, scale, meta=meta)
     try:
-        with torch.device("meta"): wanted = {name: tuple(v.shape) for name, v in make().state_dict().items()} # compared before anything is allocated
-    except TypeError as e: raise WorkbookError(f"{file}: a value of the wrong kind ({e}); save the dictionary again") from None
-    if (found := {k: tuple(v.shape) for k, v in tensors.items()}) != wanted: raise WorkbookError(f"{folder}/sae.safetensors: holds {found}, but sae.json describes {wanted}")
+        with torch.device("meta"):
+            wanted = {
+                name: tuple(v.shape) for name, v in make().state_dict().items()
+            }  # compared before anything is allocated
+    except TypeError as e:
+        raise WorkbookError(
+            f"{file}: a value of the wrong kind ({e}); save the dictionary again"
+        ) from None
+    if (found := {k: tuple(v.shape) for k, v in tensors.items()}) != wanted:
+        raise WorkbookError(
+            f"{folder}/sae.safetensors: holds {found}, but sae.json describes {wanted}"
+        )
     sae = make()
     sae.load_state_dict({k: v.float() for k, v in tensors.items()})
     return sae
 
-def load_sae(name:str|Path="M")->SAE:
+
+def load_sae(name: str | Path = "M") -> SAE:
     "A shipped dictionary of the workbook model (S, M or L), or one from a folder."
     return SAE.load(data_path("saes", name) if name in ("S", "M", "L") else name)

@@ -30,120 +30,214 @@ from ..extraction.language_model import LanguageModel, load_model
 # %% ../../nbs/part2_dictionaries/23_scaling.ipynb #eebcaf5f
 CORPUS, ROWS = "concepts:36000+docs", 4_000_000
 
-def training_store(lm:LanguageModel, # its middle layer is read
-                   tokens:int=ROWS, # of text
-                   corpus:str=CORPUS, split:str="train", # "heldout" was never trained on
-                   folder:str|Path|None=None # None: in the cache
-                  )->Store:
+
+def training_store(
+    lm: LanguageModel,  # its middle layer is read
+    tokens: int = ROWS,  # of text
+    corpus: str = CORPUS,
+    split: str = "train",  # "heldout" was never trained on
+    folder: str | Path | None = None,  # None: in the cache
+) -> Store:
     "Activations of the middle layer for every token, shuffled; an extraction that is finished is only opened."
     other = "" if corpus == CORPUS else f"-{hashlib.sha256(corpus.encode()).hexdigest()[:8]}"
-    folder = folder or cache_path("stores", f"{Path(lm.name).name}-{fingerprint(lm)[:8]}-{split}-{tokens}{other}")
-    return extract(lm, open_corpus(corpus, split=split), lm.middle, folder, fraction=1.0, tokens=tokens)
+    folder = folder or cache_path(
+        "stores", f"{Path(lm.name).name}-{fingerprint(lm)[:8]}-{split}-{tokens}{other}"
+    )
+    return extract(
+        lm, open_corpus(corpus, split=split), lm.middle, folder, fraction=1.0, tokens=tokens
+    )
 
 # %% ../../nbs/part2_dictionaries/23_scaling.ipynb #44d2defd
-def _shipped(F, lr, **more): return TrainConfig("topk", F, 48, lr=lr, batch=2048, aux=1 / 32, **more)
+def _shipped(F, lr, **more):
+    return TrainConfig("topk", F, 48, lr=lr, batch=2048, aux=1 / 32, **more)
 
-SHIPPED = {"S": _shipped(512, 4e-3), "M": _shipped(2048, 3e-3, seed=1), "L": _shipped(17408, 1.8e-3, precision="bfloat16", seed=2)} # a start of its own for each, so that likeness is learned (chapter 34)
+
+SHIPPED = {
+    "S": _shipped(512, 4e-3),
+    "M": _shipped(2048, 3e-3, seed=1),
+    "L": _shipped(17408, 1.8e-3, precision="bfloat16", seed=2),
+}  # a start of its own for each, so that likeness is learned (chapter 34)
 
 # %% ../../nbs/part2_dictionaries/23_scaling.ipynb #9a45e769
-def train_for(lm:LanguageModel, config:TrainConfig, tokens:int=ROWS, # of text to train on
-              eval_tokens:int=100_000, # held-out tokens behind the metrics
-              corpus:str=CORPUS, folder:str|Path|None=None # for log and checkpoints; None: in the cache
-             )->SAE: # with model, site, training and metrics in `meta`
+def train_for(
+    lm: LanguageModel,
+    config: TrainConfig,
+    tokens: int = ROWS,  # of text to train on
+    eval_tokens: int = 100_000,  # held-out tokens behind the metrics
+    corpus: str = CORPUS,
+    folder: str | Path | None = None,  # for log and checkpoints; None: in the cache
+) -> SAE:  # with model, site, training and metrics in `meta`
     "Corpus, activations, dictionary, metrics on held-out documents; goes on where it was interrupted."
     store = training_store(lm, tokens, corpus)
     about = dict(model=lm.name, fingerprint=fingerprint(lm), site=store.site, corpus=corpus)
-    folder = folder or cache_path("training", f"{store.folder.name}-{config.variant}-{config.n_features}-{config.k}-{config.seed}")
+    folder = folder or cache_path(
+        "training",
+        f"{store.folder.name}-{config.variant}-{config.n_features}-{config.k}-{config.seed}",
+    )
     sae = train(store, config, folder, every=50, device=lm.device, meta=about)
     m = evaluate(sae.to(lm.device), open_corpus(corpus, split="heldout"), lm, tokens=eval_tokens)
     sae.meta["metrics"] = {k: round(v, 6) for k, v in m.items()}
     return sae.cpu()
 
 # %% ../../nbs/part2_dictionaries/23_scaling.ipynb #4c3faff1
-def train_shipped(name:str, # S, M or L
-                  folder:str|Path|None=None, # where to write; None: in the cache, beside nothing that ships
-                  preset:str="workbook")->Path:
+def train_shipped(
+    name: str,  # S, M or L
+    folder: (
+        str | Path | None
+    ) = None,  # where to write; None: in the cache, beside nothing that ships
+    preset: str = "workbook",
+) -> Path:
     "Train one of the shipped dictionaries again, and save it in float16; `folder=\"data/saes/M\"` replaces the shipped one."
-    if name not in SHIPPED: raise WorkbookError(f"shipped dictionary {name!r}: use one of {', '.join(SHIPPED)}")
+    if name not in SHIPPED:
+        raise WorkbookError(f"shipped dictionary {name!r}: use one of {', '.join(SHIPPED)}")
     folder = Path(folder or cache_path("saes", name))
     train_for(load_model(preset), SHIPPED[name]).save(folder, dtype=torch.float16)
     return folder
 
 # %% ../../nbs/part2_dictionaries/23_scaling.ipynb #f75324e1
-def results_path(name:str="scaling.json")->Path: # in benchmarks/results of the repository
-    return data_path("workbook_model").parents[1]/"benchmarks"/"results"/name
+def results_path(name: str = "scaling.json") -> Path:  # in benchmarks/results of the repository
+    return data_path("workbook_model").parents[1] / "benchmarks" / "results" / name
 
 # %% ../../nbs/part2_dictionaries/23_scaling.ipynb #a3c10002
-def minilm_sae(features:int=1024, tokens:int=100_000, # of text to train on
-               lm:LanguageModel|None=None, # MiniLM, if it is loaded already
-               seed:int=0)->SAE: # TopK with 32 active features
+def minilm_sae(
+    features: int = 1024,
+    tokens: int = 100_000,  # of text to train on
+    lm: LanguageModel | None = None,  # MiniLM, if it is loaded already
+    seed: int = 0,
+) -> SAE:  # TopK with 32 active features
     "A dictionary for MiniLM's middle layer, trained on the first call and kept in the cache; raises `WorkbookError` where MiniLM's package is missing."
     lm = lm or load_model("minilm")
     folder = cache_path("saes", f"minilm-{fingerprint(lm)[:8]}-{features}-{tokens}-{seed}")
     with FileLock(str(folder) + ".lock"):
-        if not folder.exists(): train_for(lm, TrainConfig("topk", features, 32, lr=3e-3, batch=512, seed=seed), tokens, 20_000).save(folder)
+        if not folder.exists():
+            train_for(
+                lm, TrainConfig("topk", features, 32, lr=3e-3, batch=512, seed=seed), tokens, 20_000
+            ).save(folder)
     return load_sae(folder)
 
 # %% ../../nbs/part2_dictionaries/23_scaling.ipynb #7f59d461
-def measure(sae:SAE, x:torch.Tensor # [n, d] held-out activations
-           )->dict: # loss, l0, dead_fraction, dead_tokens
+def measure(
+    sae: SAE, x: torch.Tensor  # [n, d] held-out activations
+) -> dict:  # loss, l0, dead_fraction, dead_tokens
     "Unexplained share of the variance, sparsity and features that never fire, in chunks."
-    x = x.float(); total = (x - x.mean(0)).double().square().sum()
+    x = x.float()
+    total = (x - x.mean(0)).double().square().sum()
     error, active = 0.0, torch.zeros(sae.n_features, dtype=torch.int64)
     for part in x.split(4096):
         codes = sae.encode(part)
         error += float((sae.decode(codes) - part).double().square().sum())
         active += torch.bincount(codes.indices.long(), minlength=sae.n_features)
-    return dict(loss=error / float(total), l0=int(active.sum()) / len(x), dead_fraction=float((active == 0).double().mean()), dead_tokens=len(x))
+    return dict(
+        loss=error / float(total),
+        l0=int(active.sum()) / len(x),
+        dead_fraction=float((active == 0).double().mean()),
+        dead_tokens=len(x),
+    )
 
 # %% ../../nbs/part2_dictionaries/23_scaling.ipynb #f86df2be
 WIDTHS, TOKENS, BATCH = [2**i for i in range(6, 14)], [2**i for i in range(16, 20)], 1024
 
-def runs(lr)->dict: # stage → list of (tokens, seed, [TrainConfig]); each item is one pass with several dictionaries on one stream
+
+def runs(
+    lr,
+) -> (
+    dict
+):  # stage → list of (tokens, seed, [TrainConfig]); each item is one pass with several dictionaries on one stream
     "Every run of the sweep; `lr` is a function of the width."
     topk = lambda F, k=32, **more: TrainConfig("topk", F, k, batch=BATCH, **{"lr": lr(F), **more})
-    relu = lambda s: TrainConfig("relu", 1024, None, sparsity=s, batch=BATCH, lr=lr(1024), start_density=0.03)
+    relu = lambda s: TrainConfig(
+        "relu", 1024, None, sparsity=s, batch=BATCH, lr=lr(1024), start_density=0.03
+    )
     some = (256, 1024, 4096)
-    return {"learning rate": [(2**17, 0, [topk(F, lr=r) for F in (64, 512, 2048, 8192) for r in (1e-3, 2e-3, 4e-3, 8e-3, 16e-3)])],
-            "size": [(D, 0, [topk(F) for F in WIDTHS]) for D in TOKENS],
-            "seed": [(2**17, s, [topk(F, seed=s) for F in some]) for s in (1, 2)],
-            "k": [(2**17, 0, [topk(F, k) for F in some for k in (8, 16, 64)])],
-            "lambda": [(2**17, 0, [relu(s) for s in (1.0, 2.0, 5.0, 10.0)])],
-            "held out": [(2**20, 0, [topk(2**13)])]}
+    return {
+        "learning rate": [
+            (
+                2**17,
+                0,
+                [
+                    topk(F, lr=r)
+                    for F in (64, 512, 2048, 8192)
+                    for r in (1e-3, 2e-3, 4e-3, 8e-3, 16e-3)
+                ],
+            )
+        ],
+        "size": [(D, 0, [topk(F) for F in WIDTHS]) for D in TOKENS],
+        "seed": [(2**17, s, [topk(F, seed=s) for F in some]) for s in (1, 2)],
+        "k": [(2**17, 0, [topk(F, k) for F in some for k in (8, 16, 64)])],
+        "lambda": [(2**17, 0, [relu(s) for s in (1.0, 2.0, 5.0, 10.0)])],
+        "held out": [(2**20, 0, [topk(2**13)])],
+    }
 
 # %% ../../nbs/part2_dictionaries/23_scaling.ipynb #2e9204bc
-def lr_rule(table:pd.DataFrame, # runs of the stage "learning rate"
-            dead:float=0.1 # share of dead features that is still allowed
-           )->tuple[float, float]: # rate at 1024 features, exponent of the width
+def lr_rule(
+    table: pd.DataFrame,  # runs of the stage "learning rate"
+    dead: float = 0.1,  # share of dead features that is still allowed
+) -> tuple[float, float]:  # rate at 1024 features, exponent of the width
     "A power law through the rate with the least loss of each width, among those that leave few features dead."
     best = table[table.dead_fraction <= dead].sort_values("loss").groupby("n_features").first()
-    if len(best) < 2: raise WorkbookError(f"{len(best)} widths with a run of at most {dead:.0%} dead features: a rule needs at least 2; add smaller rates")
+    if len(best) < 2:
+        raise WorkbookError(
+            f"{len(best)} widths with a run of at most {dead:.0%} dead features: a rule needs at"
+            " least 2; add smaller rates"
+        )
     slope, at = np.polyfit(np.log(best.index.to_numpy(float) / 1024), np.log(best.lr), 1)
     return float(np.exp(at)), float(slope)
 
 # %% ../../nbs/part2_dictionaries/23_scaling.ipynb #e1ce6bc4
-def read_table(path:str|Path|None=None)->pd.DataFrame: # one line a run
+def read_table(path: str | Path | None = None) -> pd.DataFrame:  # one line a run
     "The tidy table of a sweep; an empty one before the first run."
     path = Path(path or results_path())
     return pd.DataFrame(json.loads(path.read_text())["runs"]) if path.exists() else pd.DataFrame()
 
 # %% ../../nbs/part2_dictionaries/23_scaling.ipynb #7aad5a3b
-def sweep(lm:LanguageModel, path:str|Path|None=None, # the table; None: the one in benchmarks/results
-          stages=None, # which; None: all but "held out", which is for the end
-          grid=runs, # rate → stages, as `runs`
-          rows:int=ROWS, held_tokens:int=2**15, # of text: to train on, to measure on
-          folder:str|Path|None=None # for checkpoints
-         )->pd.DataFrame:
+def sweep(
+    lm: LanguageModel,
+    path: str | Path | None = None,  # the table; None: the one in benchmarks/results
+    stages=None,  # which; None: all but "held out", which is for the end
+    grid=runs,  # rate → stages, as `runs`
+    rows: int = ROWS,
+    held_tokens: int = 2**15,  # of text: to train on, to measure on
+    folder: str | Path | None = None,  # for checkpoints
+) -> pd.DataFrame:
     "Do the runs that the table does not have yet; a pass that was interrupted goes on from its checkpoint."
     path, store = Path(path or results_path()), training_store(lm, rows)
     folder = Path(folder or cache_path("sweep", store.folder.name))
-    x = torch.cat([r.activations for r in training_store(lm, held_tokens, split="heldout").batches(4096, partial=True)]).float()
+    x = torch.cat(
+        [
+            r.activations
+            for r in training_store(lm, held_tokens, split="heldout").batches(4096, partial=True)
+        ]
+    ).float()
     for stage in stages or [s for s in grid(lambda F: 1.0) if s != "held out"]:
-        rate, slope = lr_rule(t[t.stage == "learning rate"]) if len(t := read_table(path)) else (1.0, 0.0)
-        about = dict(lr_rule=dict(at_1024=rate, exponent=slope), model=lm.name, fingerprint=fingerprint(lm), site=store.site, corpus=CORPUS, batch=BATCH)
+        rate, slope = (
+            lr_rule(t[t.stage == "learning rate"]) if len(t := read_table(path)) else (1.0, 0.0)
+        )
+        about = dict(
+            lr_rule=dict(at_1024=rate, exponent=slope),
+            model=lm.name,
+            fingerprint=fingerprint(lm),
+            site=store.site,
+            corpus=CORPUS,
+            batch=BATCH,
+        )
         for tokens, seed, configs in grid(lambda F: rate * (F / 1024) ** slope)[stage]:
-            if len(t := read_table(path)) and ((t.stage == stage) & (t.tokens == tokens) & (t.seed == seed)).any(): continue
-            if stage == "held out": _note(path, prediction=[dict(n_features=c.n_features, tokens=tokens, **predict(t, c.n_features, tokens)) for c in configs])
+            if (
+                len(t := read_table(path))
+                and ((t.stage == stage) & (t.tokens == tokens) & (t.seed == seed)).any()
+            ):
+                continue
+            if stage == "held out":
+                _note(
+                    path,
+                    prediction=[
+                        dict(
+                            n_features=c.n_features,
+                            tokens=tokens,
+                            **predict(t, c.n_features, tokens),
+                        )
+                        for c in configs
+                    ],
+                )
             _note(path, _pass(store, x, stage, tokens, seed, configs, folder, lm.device), **about)
     return read_table(path)
 
@@ -151,131 +245,266 @@ def sweep(lm:LanguageModel, path:str|Path|None=None, # the table; None: the one 
 def _note(path, rows=(), **about):
     "Add lines and remarks to a table."
     old = json.loads(path.read_text()) if path.exists() else dict(runs=[])
-    with atomic_write(path) as part: part.write_text(json.dumps(old | about | dict(runs=old["runs"] + list(rows)), indent=0) + "\n")
+    with atomic_write(path) as part:
+        part.write_text(
+            json.dumps(old | about | dict(runs=old["runs"] + list(rows)), indent=0) + "\n"
+        )
+
 
 def _pass(store, x, stage, tokens, seed, configs, folder, device=None):
     "Train several dictionaries on the first rows of the store; a line for each."
     share = (tokens + 0.5) / BATCH / (len(store) // BATCH)
     configs, started = [dataclasses.replace(c, epochs=share) for c in configs], time.time()
-    saes = train(store, configs, folder/f"{stage}-{tokens}-{seed}".replace(" ", "-"), every=200, device=device)
-    about = lambda c, s: {k: getattr(c, k) for k in ("variant", "n_features", "k", "sparsity", "lr")} | dict(tokens=s.meta["training"]["rows"])
+    saes = train(
+        store,
+        configs,
+        folder / f"{stage}-{tokens}-{seed}".replace(" ", "-"),
+        every=200,
+        device=device,
+    )
+    about = lambda c, s: {
+        k: getattr(c, k) for k in ("variant", "n_features", "k", "sparsity", "lr")
+    } | dict(tokens=s.meta["training"]["rows"])
     seconds = round((time.time() - started) / len(saes), 1)
-    return [dict(stage=stage, seed=seed, seconds=seconds, **about(c, s), **measure(s, x)) for c, s in zip(configs, saes)]
+    return [
+        dict(stage=stage, seed=seed, seconds=seconds, **about(c, s), **measure(s, x))
+        for c, s in zip(configs, saes)
+    ]
 
 # %% ../../nbs/part2_dictionaries/23_scaling.ipynb #931045e4
 class Law(NamedTuple):
     "L(F, D) = E + (A/F)^a + (B F^c / D)^b."
+
     E: float
-    A: float # features
+    A: float  # features
     a: float
-    B: float # tokens, with c = 0
+    B: float  # tokens, with c = 0
     b: float
     c: float = 0.0
+
     def __call__(self, features, tokens):
         F, D = np.asarray(features, float), np.asarray(tokens, float)
         return self.E + (self.A / F) ** self.a + (self.B * F**self.c / D) ** self.b
+
     @property
-    def growth(self): return self.a / self.b + self.c # at the optimum, tokens grow as features to this power
+    def growth(self):
+        return self.a / self.b + self.c  # at the optimum, tokens grow as features to this power
+
 
 def _least(residual, starts):
     "The best of several local fits."
     fits = [least_squares(residual, s) for s in starts]
     return min(fits, key=lambda f: f.cost).x
 
-def fit_law(features, tokens, loss, # [n] each
-            coupled:bool=True, # c is fitted; False: c = 0
-            start:Law|None=None # where to look; None: from eight places
-           )->Law:
+
+def fit_law(
+    features,
+    tokens,
+    loss,  # [n] each
+    coupled: bool = True,  # c is fitted; False: c = 0
+    start: Law | None = None,  # where to look; None: from eight places
+) -> Law:
     "Least squares on log L; every parameter but c is kept positive by fitting its logarithm."
     F, D, L = (np.asarray(v, float) for v in (features, tokens, loss))
-    if len(set(F)) < 3 or len(set(D)) < 3: raise WorkbookError(f"{len(set(F))} widths and {len(set(D))} numbers of tokens: a law with an offset and two exponents needs at least 3 of each")
-    f0, t0 = float(np.exp(np.log(F).mean())), float(np.exp(np.log(D).mean())) # in the middle, the terms are u and v
-    def law(p): E, u, a, v, b = np.exp(np.clip(p[:5], -30, 10)); return E + u * (F / f0) ** -a + v * ((F / f0) ** (p[5] if coupled else 0.0) * t0 / D) ** b
-    starts = [[*np.log([e * L.min(), 0.3 * L.min(), a, 0.1 * L.min(), b]), *([0.3] * coupled)] for e in (0.2, 0.7) for a in (0.4, 0.8) for b in (0.4, 1.0)]
-    if start: starts = [[*np.log([start.E, (start.A / f0) ** start.a, start.a, (start.B * f0**start.c / t0) ** start.b, start.b]), *([start.c] * coupled)]]
+    if len(set(F)) < 3 or len(set(D)) < 3:
+        raise WorkbookError(
+            f"{len(set(F))} widths and {len(set(D))} numbers of tokens: a law with an offset and"
+            " two exponents needs at least 3 of each"
+        )
+    f0, t0 = float(np.exp(np.log(F).mean())), float(
+        np.exp(np.log(D).mean())
+    )  # in the middle, the terms are u and v
+
+    def law(p):
+        E, u, a, v, b = np.exp(np.clip(p[:5], -30, 10))
+        return E + u * (F / f0) ** -a + v * ((F / f0) ** (p[5] if coupled else 0.0) * t0 / D) ** b
+
+    starts = [
+        [*np.log([e * L.min(), 0.3 * L.min(), a, 0.1 * L.min(), b]), *([0.3] * coupled)]
+        for e in (0.2, 0.7)
+        for a in (0.4, 0.8)
+        for b in (0.4, 1.0)
+    ]
+    if start:
+        starts = [
+            [
+                *np.log(
+                    [
+                        start.E,
+                        (start.A / f0) ** start.a,
+                        start.a,
+                        (start.B * f0**start.c / t0) ** start.b,
+                        start.b,
+                    ]
+                ),
+                *([start.c] * coupled),
+            ]
+        ]
     p = _least(lambda p: np.log(law(p) / L), starts)
-    E, u, a, v, b = map(float, np.exp(np.clip(p[:5], -30, 10))); c = float(p[5]) if coupled else 0.0
+    E, u, a, v, b = map(float, np.exp(np.clip(p[:5], -30, 10)))
+    c = float(p[5]) if coupled else 0.0
     return Law(E, f0 * u ** (1 / a), a, t0 * v ** (1 / b) * f0**-c, b, c)
 
 # %% ../../nbs/part2_dictionaries/23_scaling.ipynb #e698bd0a
-def bootstrap_laws(features, tokens, loss, replicates:int=100, seed:int=0)->list[Law]:
+def bootstrap_laws(features, tokens, loss, replicates: int = 100, seed: int = 0) -> list[Law]:
     "Fits to runs drawn again with replacement; draws with fewer than 3 widths or numbers of tokens are drawn anew."
-    columns, rng, out = [np.asarray(v, float) for v in (features, tokens, loss)], np.random.default_rng(seed), []
+    columns, rng, out = (
+        [np.asarray(v, float) for v in (features, tokens, loss)],
+        np.random.default_rng(seed),
+        [],
+    )
     law = fit_law(*columns)
     while len(out) < replicates:
         i = rng.integers(0, len(columns[0]), len(columns[0]))
-        if min(len(set(columns[0][i])), len(set(columns[1][i]))) >= 3: out.append(fit_law(*(c[i] for c in columns), start=law))
+        if min(len(set(columns[0][i])), len(set(columns[1][i]))) >= 3:
+            out.append(fit_law(*(c[i] for c in columns), start=law))
     return out
 
 # %% ../../nbs/part2_dictionaries/23_scaling.ipynb #d3157072
-def predict(table:pd.DataFrame, features:float, tokens:float, replicates:int=200, seed:int=0)->dict: # loss, low, high: 95 %, of the law as fitted to the runs drawn again, and of one run around it
+def predict(
+    table: pd.DataFrame, features: float, tokens: float, replicates: int = 200, seed: int = 0
+) -> (
+    dict
+):  # loss, low, high: 95 %, of the law as fitted to the runs drawn again, and of one run around it
     "What the law of the stage \"size\" says of a run that is not among its runs."
     t = table[table.stage == "size"]
     law, rng = fit_law(t.n_features, t.tokens, t.loss), np.random.default_rng(seed)
     residual = np.log(t.loss / law(t.n_features, t.tokens)).to_numpy()
-    drawn = [float(w(features, tokens)) * math.exp(rng.choice(residual)) for w in bootstrap_laws(t.n_features, t.tokens, t.loss, replicates, seed)]
+    drawn = [
+        float(w(features, tokens)) * math.exp(rng.choice(residual))
+        for w in bootstrap_laws(t.n_features, t.tokens, t.loss, replicates, seed)
+    ]
     low, high = np.quantile(drawn, (0.025, 0.975))
     return dict(loss=float(law(features, tokens)), low=float(low), high=float(high))
 
 # %% ../../nbs/part2_dictionaries/23_scaling.ipynb #19963c5c
 class SparseLaw(NamedTuple):
     "L(F, k) = exp(α + β ln k + γ ln F + δ ln k ln F) + exp(ζ + η ln k) at a fixed number of tokens (Gao et al. 2024, section 3.1.2)."
+
     alpha: float
     beta: float
     gamma: float
     delta: float
     zeta: float
     eta: float
+
     def __call__(self, features, k):
         n, k = np.log(np.asarray(features, float)), np.log(np.asarray(k, float))
-        return np.exp(np.clip(self.alpha + self.beta * k + self.gamma * n + self.delta * k * n, -50, 50)) + np.exp(np.clip(self.zeta + self.eta * k, -50, 50))
+        return np.exp(
+            np.clip(self.alpha + self.beta * k + self.gamma * n + self.delta * k * n, -50, 50)
+        ) + np.exp(np.clip(self.zeta + self.eta * k, -50, 50))
 
-def fit_sparse_law(features, k, loss)->SparseLaw:
+
+def fit_sparse_law(features, k, loss) -> SparseLaw:
     "Least squares on log L."
-    starts = [(0.5, -0.3, g, d, z, -0.3) for g in (-0.1, -0.3) for d in (-0.05, 0.0) for z in (-3.0, -1.5)]
-    return SparseLaw(*map(float, _least(lambda p: np.log(SparseLaw(*p)(features, k) / np.asarray(loss, float)), starts)))
+    starts = [
+        (0.5, -0.3, g, d, z, -0.3) for g in (-0.1, -0.3) for d in (-0.05, 0.0) for z in (-3.0, -1.5)
+    ]
+    return SparseLaw(
+        *map(
+            float,
+            _least(lambda p: np.log(SparseLaw(*p)(features, k) / np.asarray(loss, float)), starts),
+        )
+    )
 
 # %% ../../nbs/part2_dictionaries/23_scaling.ipynb #446434d2
-def flops_per_token(features, d:int, k:int|None=None # None: a dense step
-                   ): # multiplications and additions of a training step, without the optimiser
+def flops_per_token(
+    features, d: int, k: int | None = None  # None: a dense step
+):  # multiplications and additions of a training step, without the optimiser
     "10 F d for a dense step; 2 F d + 8 k d for a sparse one."
-    return 10 * np.asarray(features, float) * d if k is None else 2 * np.asarray(features, float) * d + 8 * k * d
+    return (
+        10 * np.asarray(features, float) * d
+        if k is None
+        else 2 * np.asarray(features, float) * d + 8 * k * d
+    )
 
-def compute_optimal(law:Law, product # F · D that can be paid for
-                   )->tuple: # features, tokens
+
+def compute_optimal(law: Law, product) -> tuple:  # F · D that can be paid for  # features, tokens
     "The split of F · D with the least loss: F^(a + s) = a A^a P^b / (s B^b) with s = b (1 + c); for c = 0, Hoffmann et al. 2022, eq. 4."
     P, s = np.asarray(product, float), law.b * (1 + law.c)
-    if s <= 0: raise WorkbookError(f"c={law.c:.3g}: in this law more features cost no tokens at all, so that no split is best")
-    F = np.exp((math.log(law.a / s) + law.a * math.log(law.A) - law.b * math.log(law.B) + law.b * np.log(P)) / (law.a + s))
+    if s <= 0:
+        raise WorkbookError(
+            f"c={law.c:.3g}: in this law more features cost no tokens at all, so that no split is"
+            " best"
+        )
+    F = np.exp(
+        (
+            math.log(law.a / s)
+            + law.a * math.log(law.A)
+            - law.b * math.log(law.B)
+            + law.b * np.log(P)
+        )
+        / (law.a + s)
+    )
     return F, P / F
 
 # %% ../../nbs/part2_dictionaries/23_scaling.ipynb #030ba9dd
 class Device(NamedTuple):
     "What a planner must know of an accelerator; the defaults are an H100 SXM's data sheet, and a guess of what of it is reached."
-    flops: float = 989e12 # a second, bfloat16, dense
-    memory: float = 80e9 # bytes
-    bandwidth: float = 3.35e12 # bytes a second
-    utilisation: float = 0.4 # share of both that is reached
 
-LLAMA_HALF = 14 * (2 * 3072**2 + 2 * 3072 * 1024 + 3 * 3072 * 8192) # weights of the first 14 of Llama-3.2-3B's 28 layers, each used once a token
+    flops: float = 989e12  # a second, bfloat16, dense
+    memory: float = 80e9  # bytes
+    bandwidth: float = 3.35e12  # bytes a second
+    utilisation: float = 0.4  # share of both that is reached
+
+
+LLAMA_HALF = 14 * (
+    2 * 3072**2 + 2 * 3072 * 1024 + 3 * 3072 * 8192
+)  # weights of the first 14 of Llama-3.2-3B's 28 layers, each used once a token
 
 # %% ../../nbs/part2_dictionaries/23_scaling.ipynb #15caba40
-def plan(features, # one or several
-         tokens, # to train on, one or as many
-         d:int=3072, k:int=64, batch:int=8192, device:Device=Device(), fraction:float=0.1, # of the text that is trained on
-         model_weights:int=LLAMA_HALF)->pd.DataFrame: # one line a size
+def plan(
+    features,  # one or several
+    tokens,  # to train on, one or as many
+    d: int = 3072,
+    k: int = 64,
+    batch: int = 8192,
+    device: Device = Device(),
+    fraction: float = 0.1,  # of the text that is trained on
+    model_weights: int = LLAMA_HALF,
+) -> pd.DataFrame:  # one line a size
     "Parameters, memory in GB, FLOPs, hours of one device, and disk in TB; hours need not fit into one device's memory."
     rows, speed = [], device.flops * device.utilisation
-    for F, D in zip(*np.broadcast_arrays(np.atleast_1d(features).astype(float), np.atleast_1d(tokens).astype(float))):
+    for F, D in zip(
+        *np.broadcast_arrays(
+            np.atleast_1d(features).astype(float), np.atleast_1d(tokens).astype(float)
+        )
+    ):
         n = 2 * F * d + F + d
-        adam = D / batch * 28 * n / (device.bandwidth * device.utilisation) # reads w, g, m, v and writes w, m, v in fp32
-        hours = {kind: (D * flops_per_token(F, d, active) / speed + adam) / 3600 for kind, active in (("sparse", k), ("dense", None))}
-        rows.append(dict(features=int(F), tokens=D, parameters=n, memory_fp32=16 * n / 1e9, memory_bf16=8 * n / 1e9, devices_fp32=math.ceil(16 * n / device.memory),
-                         flops_sparse=flops_per_token(F, d, k), flops_dense=flops_per_token(F, d), hours_sparse=hours["sparse"], hours_dense=hours["dense"],
-                         hours_adam=adam / 3600, hours_model=D / fraction * 2 * model_weights / speed / 3600, disk_tb=D * (2 * d + 12) / 1e12))
+        adam = (
+            D / batch * 28 * n / (device.bandwidth * device.utilisation)
+        )  # reads w, g, m, v and writes w, m, v in fp32
+        hours = {
+            kind: (D * flops_per_token(F, d, active) / speed + adam) / 3600
+            for kind, active in (("sparse", k), ("dense", None))
+        }
+        rows.append(
+            dict(
+                features=int(F),
+                tokens=D,
+                parameters=n,
+                memory_fp32=16 * n / 1e9,
+                memory_bf16=8 * n / 1e9,
+                devices_fp32=math.ceil(16 * n / device.memory),
+                flops_sparse=flops_per_token(F, d, k),
+                flops_dense=flops_per_token(F, d),
+                hours_sparse=hours["sparse"],
+                hours_dense=hours["dense"],
+                hours_adam=adam / 3600,
+                hours_model=D / fraction * 2 * model_weights / speed / 3600,
+                disk_tb=D * (2 * d + 12) / 1e12,
+            )
+        )
     return pd.DataFrame(rows).set_index("features")
 
-def scaled_tokens(features, law:Law, anchor:tuple[float, float]=(2**17, 8192 * 1e6) # features and tokens of a run that is known to have worked
-                 )->np.ndarray:
+
+def scaled_tokens(
+    features,
+    law: Law,
+    anchor: tuple[float, float] = (
+        2**17,
+        8192 * 1e6,
+    ),  # features and tokens of a run that is known to have worked
+) -> np.ndarray:
     "Tokens in the proportion in which the law's optimum grows, D ∝ F^(a/b + c), through an anchor."
     return anchor[1] * (np.asarray(features, float) / anchor[0]) ** law.growth

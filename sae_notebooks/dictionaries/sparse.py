@@ -19,54 +19,93 @@ from numba import njit, prange
 from ..core import WorkbookError
 
 # %% ../../nbs/part2_dictionaries/20a_sparse.ipynb #5a1e7c20
-try: import triton, triton.language as tl
-except ImportError: triton = None # it comes with torch on a GPU
+try:
+    import triton, triton.language as tl
+except ImportError:
+    triton = None  # it comes with torch on a GPU
 
 # %% ../../nbs/part2_dictionaries/20a_sparse.ipynb #d7bd950c
 class Codes(NamedTuple):
     "Sparse feature activations of n tokens (compressed rows)."
-    indptr: torch.Tensor # int64 [n + 1]: row i has the entries indptr[i]:indptr[i+1]
-    indices: torch.Tensor # int32 [entries]: features, ascending within a row
-    values: torch.Tensor # float32 [entries]
+
+    indptr: torch.Tensor  # int64 [n + 1]: row i has the entries indptr[i]:indptr[i+1]
+    indices: torch.Tensor  # int32 [entries]: features, ascending within a row
+    values: torch.Tensor  # float32 [entries]
     n_features: int
 
     @property
-    def n(self): return len(self.indptr) - 1
+    def n(self):
+        return len(self.indptr) - 1
+
     @property
-    def l0(self): return len(self.indices) / max(1, self.n) # mean number of active features of a token
-    def rows(self): return torch.repeat_interleave(torch.arange(self.n, device=self.indptr.device), self.indptr.diff()) # int64 [entries]: each entry's token
-    def to(self, device): return Codes(*(t.to(device) for t in self[:3]), self.n_features)
-    def dense(self): # [n, n_features]
-        out = torch.zeros(self.n, self.n_features, dtype=self.values.dtype, device=self.values.device)
+    def l0(self):
+        return len(self.indices) / max(1, self.n)  # mean number of active features of a token
+
+    def rows(self):
+        return torch.repeat_interleave(
+            torch.arange(self.n, device=self.indptr.device), self.indptr.diff()
+        )  # int64 [entries]: each entry's token
+
+    def to(self, device):
+        return Codes(*(t.to(device) for t in self[:3]), self.n_features)
+
+    def dense(self):  # [n, n_features]
+        out = torch.zeros(
+            self.n, self.n_features, dtype=self.values.dtype, device=self.values.device
+        )
         out[self.rows(), self.indices.long()] = self.values
         return out
+
     def scipy(self):
         import scipy.sparse
-        return scipy.sparse.csr_matrix((self.values.detach().cpu().numpy(), self.indices.cpu().numpy(), self.indptr.cpu().numpy()), (self.n, self.n_features))
+
+        return scipy.sparse.csr_matrix(
+            (
+                self.values.detach().cpu().numpy(),
+                self.indices.cpu().numpy(),
+                self.indptr.cpu().numpy(),
+            ),
+            (self.n, self.n_features),
+        )
+
     @classmethod
-    def from_dense(cls, x): # [n, n_features]; entries that are zero are left out
+    def from_dense(cls, x):  # [n, n_features]; entries that are zero are left out
         on = x != 0
-        return cls(F.pad(on.sum(1).cumsum(0), (1, 0)), on.nonzero()[:, 1].int(), x[on].float(), x.shape[1])
+        return cls(
+            F.pad(on.sum(1).cumsum(0), (1, 0)), on.nonzero()[:, 1].int(), x[on].float(), x.shape[1]
+        )
 
 # %% ../../nbs/part2_dictionaries/20a_sparse.ipynb #c881e972
-def join(parts:list[Codes])->Codes:
+def join(parts: list[Codes]) -> Codes:
     "Codes of consecutive tokens as one."
     ends = np.cumsum([0, *(len(p.indices) for p in parts)])
-    return Codes(torch.cat([parts[0].indptr[:1], *(p.indptr[1:] + int(e) for p, e in zip(parts, ends))]), torch.cat([p.indices for p in parts]), torch.cat([p.values for p in parts]), parts[0].n_features)
+    return Codes(
+        torch.cat([parts[0].indptr[:1], *(p.indptr[1:] + int(e) for p, e in zip(parts, ends))]),
+        torch.cat([p.indices for p in parts]),
+        torch.cat([p.values for p in parts]),
+        parts[0].n_features,
+    )
 
 # %% ../../nbs/part2_dictionaries/20a_sparse.ipynb #3fbae0b8
-def compiled(f): # a function of arrays whose last argument is the number of threads, which is filled in here
+def compiled(
+    f,
+):  # a function of arrays whose last argument is the number of threads, which is filled in here
     "Compile twice: for one thread without any parallel region (whose barrier waits for a thread that may have no processor), and for several."
+
     def version(suffix, **how):
         g = types.FunctionType(f.__code__, f.__globals__, f.__name__ + suffix)
-        g.__qualname__ = f.__qualname__ + suffix # two names, so two files in numba's cache
+        g.__qualname__ = f.__qualname__ + suffix  # two names, so two files in numba's cache
         return njit(fastmath={"contract", "reassoc", "nsz"}, nogil=True, cache=True, **how)(g)
+
     one, many = version("_one"), version("_many", parallel=True)
+
     def run(*args):
         T = max(1, min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
-        if T == 1: return one(*args, 1)
+        if T == 1:
+            return one(*args, 1)
         numba.set_num_threads(T)
         return many(*args, T)
+
     return functools.wraps(f)(run)
 
 # %% ../../nbs/part2_dictionaries/20a_sparse.ipynb #bd010823
@@ -76,24 +115,41 @@ def _weighted_rows(indptr, indices, values, A, out, T):
     for c in prange(T):
         for i in range(c, n, T):
             o = out[i]
-            for j in range(d): o[j] = 0
+            for j in range(d):
+                o[j] = 0
             for s in range(indptr[i], indptr[i + 1]):
                 a, v = A[indices[s]], values[s]
-                for j in range(d): o[j] += v * a[j]
+                for j in range(d):
+                    o[j] += v * a[j]
 
 # %% ../../nbs/part2_dictionaries/20a_sparse.ipynb #391dab1f
-def weighted_rows_torch(codes:Codes, A:torch.Tensor)->torch.Tensor:
+def weighted_rows_torch(codes: Codes, A: torch.Tensor) -> torch.Tensor:
     "Plain version of `weighted_rows`, for any device."
-    return F.embedding_bag(codes.indices.long(), A, codes.indptr[:-1], mode="sum", per_sample_weights=codes.values.to(A.dtype))
+    return F.embedding_bag(
+        codes.indices.long(),
+        A,
+        codes.indptr[:-1],
+        mode="sum",
+        per_sample_weights=codes.values.to(A.dtype),
+    )
 
-def weighted_rows(codes:Codes, # [n, m] sparse
-                  A:torch.Tensor # [m, d]
-                 )->torch.Tensor: # [n, d]
+
+def weighted_rows(
+    codes: Codes, A: torch.Tensor  # [n, m] sparse  # [m, d]
+) -> torch.Tensor:  # [n, d]
     "Sum of the rows of `A` that each row of `codes` names, with its values as weights: the product codes · A."
-    if codes.n_features != len(A): raise WorkbookError(f"codes over {codes.n_features} features cannot weigh {len(A)} rows")
-    if A.device.type != "cpu": return (weighted_rows_triton if triton and A.is_cuda else weighted_rows_torch)(codes, A)
+    if codes.n_features != len(A):
+        raise WorkbookError(f"codes over {codes.n_features} features cannot weigh {len(A)} rows")
+    if A.device.type != "cpu":
+        return (weighted_rows_triton if triton and A.is_cuda else weighted_rows_torch)(codes, A)
     out = torch.empty(codes.n, A.shape[1])
-    _weighted_rows(codes.indptr.numpy(), codes.indices.numpy(), codes.values.detach().numpy(), A.detach().float().contiguous().numpy(), out.numpy())
+    _weighted_rows(
+        codes.indptr.numpy(),
+        codes.indices.numpy(),
+        codes.values.detach().numpy(),
+        A.detach().float().contiguous().numpy(),
+        out.numpy(),
+    )
     return out
 
 # %% ../../nbs/part2_dictionaries/20a_sparse.ipynb #39de0729
@@ -105,33 +161,57 @@ def _dots(indptr, indices, G, A, out, T):
             g = G[i]
             for s in range(indptr[i], indptr[i + 1]):
                 a, total = A[indices[s]], np.float32(0)
-                for j in range(d): total += g[j] * a[j]
+                for j in range(d):
+                    total += g[j] * a[j]
                 out[s] = total
 
-def dots_torch(codes:Codes, G, A, block:int=2**16)->torch.Tensor:
+
+def dots_torch(codes: Codes, G, A, block: int = 2**16) -> torch.Tensor:
     "Plain version of `dots`, for any device."
     rows, cols = codes.rows(), codes.indices.long()
-    return torch.cat([(G[rows[s:s + block]] * A[cols[s:s + block]]).sum(1) for s in range(0, max(1, len(rows)), block)])
+    return torch.cat(
+        [
+            (G[rows[s : s + block]] * A[cols[s : s + block]]).sum(1)
+            for s in range(0, max(1, len(rows)), block)
+        ]
+    )
 
 # %% ../../nbs/part2_dictionaries/20a_sparse.ipynb #822d0532
-def dots(codes:Codes, # [n, m] sparse; only the places count
-         G:torch.Tensor, # [n, d]
-         A:torch.Tensor # [m, d]
-        )->torch.Tensor: # [entries]
+def dots(
+    codes: Codes,  # [n, m] sparse; only the places count
+    G: torch.Tensor,  # [n, d]
+    A: torch.Tensor,  # [m, d]
+) -> torch.Tensor:  # [entries]
     "The entries of G · Aᵀ at the places of `codes`."
-    if codes.n != len(G) or codes.n_features != len(A): raise WorkbookError(f"codes of shape [{codes.n}, {codes.n_features}] do not fit {len(G)} and {len(A)} rows")
-    if A.device.type != "cpu": return (dots_triton if triton and A.is_cuda else dots_torch)(codes, G, A)
+    if codes.n != len(G) or codes.n_features != len(A):
+        raise WorkbookError(
+            f"codes of shape [{codes.n}, {codes.n_features}] do not fit {len(G)} and {len(A)} rows"
+        )
+    if A.device.type != "cpu":
+        return (dots_triton if triton and A.is_cuda else dots_torch)(codes, G, A)
     out = torch.empty(len(codes.indices))
-    _dots(codes.indptr.numpy(), codes.indices.numpy(), G.detach().float().contiguous().numpy(), A.detach().float().contiguous().numpy(), out.numpy())
+    _dots(
+        codes.indptr.numpy(),
+        codes.indices.numpy(),
+        G.detach().float().contiguous().numpy(),
+        A.detach().float().contiguous().numpy(),
+        out.numpy(),
+    )
     return out
 
 # %% ../../nbs/part2_dictionaries/20a_sparse.ipynb #526c7860
 @njit(nogil=True, cache=True)
 def _transpose(indptr, indices, m):
     ends = np.zeros(m + 1, np.int64)
-    for f in indices: ends[f + 1] += 1
-    for f in range(m): ends[f + 1] += ends[f]
-    at, rows, order = ends[:-1].copy(), np.empty(len(indices), np.int32), np.empty(len(indices), np.int64)
+    for f in indices:
+        ends[f + 1] += 1
+    for f in range(m):
+        ends[f + 1] += ends[f]
+    at, rows, order = (
+        ends[:-1].copy(),
+        np.empty(len(indices), np.int32),
+        np.empty(len(indices), np.int64),
+    )
     for i in range(len(indptr) - 1):
         for s in range(indptr[i], indptr[i + 1]):
             p = at[indices[s]]
@@ -139,30 +219,45 @@ def _transpose(indptr, indices, m):
             rows[p], order[p] = i, s
     return ends, rows, order
 
-def transpose(codes:Codes)->tuple[Codes, torch.Tensor]: # codes [m, n]; int64 [entries], where each of its entries stood
+
+def transpose(
+    codes: Codes,
+) -> tuple[Codes, torch.Tensor]:  # codes [m, n]; int64 [entries], where each of its entries stood
     "The same entries by feature."
-    if codes.values.device.type == "cpu": ends, rows, order = map(torch.from_numpy, _transpose(codes.indptr.numpy(), codes.indices.numpy(), codes.n_features))
+    if codes.values.device.type == "cpu":
+        ends, rows, order = map(
+            torch.from_numpy,
+            _transpose(codes.indptr.numpy(), codes.indices.numpy(), codes.n_features),
+        )
     else:
         order = torch.sort(codes.indices, stable=True).indices
-        ends, rows = F.pad(torch.bincount(codes.indices, minlength=codes.n_features).cumsum(0), (1, 0)), codes.rows()[order].int()
+        ends, rows = (
+            F.pad(torch.bincount(codes.indices, minlength=codes.n_features).cumsum(0), (1, 0)),
+            codes.rows()[order].int(),
+        )
     return Codes(ends, rows, codes.values.detach()[order], codes.n), order
 
 # %% ../../nbs/part2_dictionaries/20a_sparse.ipynb #5a1e7c22
 if triton:
+
     @triton.jit
-    def _weighted_rows_kernel(indptr, indices, values, A, out, d, S:tl.constexpr, D:tl.constexpr):
+    def _weighted_rows_kernel(indptr, indices, values, A, out, d, S: tl.constexpr, D: tl.constexpr):
         i, j = tl.program_id(0).to(tl.int64), tl.program_id(1) * D + tl.arange(0, D)
         total, end = tl.zeros([D], tl.float32), tl.load(indptr + i + 1)
         for first in range(tl.load(indptr + i), end, S):
             s = first + tl.arange(0, S)
             row = tl.load(indices + s, mask=s < end, other=0).to(tl.int64)
             v = tl.load(values + s, mask=s < end, other=0)
-            a = tl.load(A + row[:, None] * d + j[None, :], mask=(s < end)[:, None] & (j < d)[None, :], other=0)
+            a = tl.load(
+                A + row[:, None] * d + j[None, :],
+                mask=(s < end)[:, None] & (j < d)[None, :],
+                other=0,
+            )
             total += tl.sum(v[:, None] * a, 0)
         tl.store(out + i * d + j, total, mask=j < d)
 
     @triton.jit
-    def _dots_kernel(indptr, indices, G, A, out, d, S:tl.constexpr, D:tl.constexpr):
+    def _dots_kernel(indptr, indices, G, A, out, d, S: tl.constexpr, D: tl.constexpr):
         i = tl.program_id(0).to(tl.int64)
         end = tl.load(indptr + i + 1)
         for first in range(tl.load(indptr + i), end, S):
@@ -172,23 +267,50 @@ if triton:
             for start in range(0, d, D):
                 j = start + tl.arange(0, D)
                 g = tl.load(G + i * d + j, mask=j < d, other=0)
-                a = tl.load(A + row[:, None] * d + j[None, :], mask=(s < end)[:, None] & (j < d)[None, :], other=0)
+                a = tl.load(
+                    A + row[:, None] * d + j[None, :],
+                    mask=(s < end)[:, None] & (j < d)[None, :],
+                    other=0,
+                )
                 total += tl.sum(g[None, :] * a, 1)
             tl.store(out + s, total, mask=s < end)
 
 # %% ../../nbs/part2_dictionaries/20a_sparse.ipynb #5a1e7c23
-def _blocks(d): return dict(S=16, D=min(128, triton.next_power_of_2(d))) # entries and columns that a program holds at a time
+def _blocks(d):
+    return dict(
+        S=16, D=min(128, triton.next_power_of_2(d))
+    )  # entries and columns that a program holds at a time
 
-def weighted_rows_triton(codes:Codes, A:torch.Tensor)->torch.Tensor:
+
+def weighted_rows_triton(codes: Codes, A: torch.Tensor) -> torch.Tensor:
     "`weighted_rows` on a GPU."
     A, out = A.detach().float().contiguous(), torch.empty(codes.n, A.shape[1], device=A.device)
-    if codes.n: _weighted_rows_kernel[codes.n, triton.cdiv(A.shape[1], _blocks(A.shape[1])["D"])](codes.indptr, codes.indices, codes.values.detach().float(), A, out, A.shape[1], **_blocks(A.shape[1]))
+    if codes.n:
+        _weighted_rows_kernel[codes.n, triton.cdiv(A.shape[1], _blocks(A.shape[1])["D"])](
+            codes.indptr,
+            codes.indices,
+            codes.values.detach().float(),
+            A,
+            out,
+            A.shape[1],
+            **_blocks(A.shape[1]),
+        )
     return out
 
-def dots_triton(codes:Codes, G:torch.Tensor, A:torch.Tensor)->torch.Tensor:
+
+def dots_triton(codes: Codes, G: torch.Tensor, A: torch.Tensor) -> torch.Tensor:
     "`dots` on a GPU."
     out = torch.empty(len(codes.indices), device=A.device)
-    if codes.n: _dots_kernel[codes.n,](codes.indptr, codes.indices, G.detach().float().contiguous(), A.detach().float().contiguous(), out, A.shape[1], **_blocks(A.shape[1]))
+    if codes.n:
+        _dots_kernel[codes.n,](
+            codes.indptr,
+            codes.indices,
+            G.detach().float().contiguous(),
+            A.detach().float().contiguous(),
+            out,
+            A.shape[1],
+            **_blocks(A.shape[1]),
+        )
     return out
 
 # %% ../../nbs/part2_dictionaries/20a_sparse.ipynb #02e95555
@@ -198,14 +320,20 @@ def _scan(row, t, found):
     m, B, n = 0, 64, len(row)
     for b in range(0, n - n % B, B):
         some = np.int32(0)
-        for j in range(b, b + B): some += np.int32(row[j] > t) # a count becomes vector instructions, an early exit does not
+        for j in range(b, b + B):
+            some += np.int32(
+                row[j] > t
+            )  # a count becomes vector instructions, an early exit does not
         if some:
-            for j in range(b, b + B): # without a branch: always written, counted where above
+            for j in range(b, b + B):  # without a branch: always written, counted where above
                 found[m] = j
                 m += row[j] > t
     for j in range(n - n % B, n):
-        if row[j] > t: found[m] = j; m += 1
+        if row[j] > t:
+            found[m] = j
+            m += 1
     return m
+
 
 @njit(nogil=True, cache=True)
 def _kth(a, n, k):
@@ -214,12 +342,20 @@ def _kth(a, n, k):
     while low < high:
         p, i, j = a[(low + high) >> 1], low, high
         while i <= j:
-            while a[i] > p: i += 1
-            while a[j] < p: j -= 1
-            if i <= j: a[i], a[j] = a[j], a[i]; i += 1; j -= 1
-        if want <= j: high = j
-        elif want >= i: low = i
-        else: break
+            while a[i] > p:
+                i += 1
+            while a[j] < p:
+                j -= 1
+            if i <= j:
+                a[i], a[j] = a[j], a[i]
+                i += 1
+                j -= 1
+        if want <= j:
+            high = j
+        elif want >= i:
+            low = i
+        else:
+            break
     return a[want]
 
 # %% ../../nbs/part2_dictionaries/20a_sparse.ipynb #a706849e
@@ -227,12 +363,16 @@ def _kth(a, n, k):
 def _floor(row, k, columns, top):
     "A positive bound that at least k entries reach: the k-th largest of the columns' maxima; 0 if there is none."
     n = len(row)
-    if columns < k or n < columns: return row.dtype.type(0)
-    for j in range(columns): top[j] = row[j]
+    if columns < k or n < columns:
+        return row.dtype.type(0)
+    for j in range(columns):
+        top[j] = row[j]
     for b in range(columns, n - columns + 1, columns):
-        part = row[b:b + columns]
-        for j in range(columns): top[j] = part[j] if part[j] > top[j] else top[j]
+        part = row[b : b + columns]
+        for j in range(columns):
+            top[j] = part[j] if part[j] > top[j] else top[j]
     return max(row.dtype.type(0), _kth(top, columns, k))
+
 
 @njit(nogil=True, cache=True)
 def _pick(row, k, margin, out, found, value, top, columns):
@@ -241,18 +381,23 @@ def _pick(row, k, margin, out, found, value, top, columns):
     floor = _floor(row, k, columns, top)
     m, t = _scan(row, row.dtype.type(max(zero, floor - margin - 1)), found), zero
     if m > k:
-        for s in range(m): value[s] = row[found[s]]
+        for s in range(m):
+            value[s] = row[found[s]]
         t = _kth(value, m, k)
     above, strictly, q = 0, 0, 0
-    for s in range(m): above += row[found[s]] >= t - margin
-    least = t - margin if above <= cap else t # too many near the k-th value: only the exact k
-    for s in range(m): strictly += row[found[s]] > least
+    for s in range(m):
+        above += row[found[s]] >= t - margin
+    least = t - margin if above <= cap else t  # too many near the k-th value: only the exact k
+    for s in range(m):
+        strictly += row[found[s]] > least
     ties = cap - strictly
     for s in range(m):
         v = row[found[s]]
         if v > least or v == least and ties > 0:
             ties -= v == least
-            if q < cap: out[q] = found[s]; q += 1
+            if q < cap:
+                out[q] = found[s]
+                q += 1
     return q
 
 # %% ../../nbs/part2_dictionaries/20a_sparse.ipynb #11dc03e4
@@ -260,22 +405,32 @@ def _pick(row, k, margin, out, found, value, top, columns):
 def _select_top(bits, k, margin, columns, out, count, T):
     n, width = bits.shape
     for c in prange(T):
-        found, value, top = np.empty(width + 1, np.int32), np.empty(width, bits.dtype), np.empty(columns, bits.dtype)
-        for i in range(c * n // T, (c + 1) * n // T): count[i] = _pick(bits[i], k, margin, out[i], found, value, top, columns)
+        found, value, top = (
+            np.empty(width + 1, np.int32),
+            np.empty(width, bits.dtype),
+            np.empty(columns, bits.dtype),
+        )
+        for i in range(c * n // T, (c + 1) * n // T):
+            count[i] = _pick(bits[i], k, margin, out[i], found, value, top, columns)
+
 
 @njit(nogil=True, cache=True)
 def _merge(z, offset, k, found, m, out, values, count, candidates):
     "Keep the k largest of the `count` entries kept and the `m` found; returns how many, and the k-th."
     t = np.float32(0)
     if count + m > k:
-        for s in range(count): candidates[s] = values[s]
-        for s in range(m): candidates[count + s] = z[found[s]]
+        for s in range(count):
+            candidates[s] = values[s]
+        for s in range(m):
+            candidates[count + s] = z[found[s]]
         t = _kth(candidates, count + m, k)
     strictly, q = 0, 0
-    for s in range(count): strictly += values[s] > t
-    for s in range(m): strictly += z[found[s]] > t
+    for s in range(count):
+        strictly += values[s] > t
+    for s in range(m):
+        strictly += z[found[s]] > t
     ties = k - strictly
-    for s in range(count + m): # in the order of the features: of equal entries the first stay
+    for s in range(count + m):  # in the order of the features: of equal entries the first stay
         v = values[s] if s < count else z[found[s - count]]
         if v > t or v == t and ties > 0:
             ties -= v == t
@@ -283,19 +438,28 @@ def _merge(z, offset, k, found, m, out, values, count, candidates):
             q += 1
     return q, t
 
+
 @compiled
 def _gather_top(pre, bias, offset, k, columns, floor, out, values, count, T):
     "The k largest of these columns and of what is kept; the bias is added on the way, which saves a pass over the matrix."
     n, width = pre.shape
     for c in prange(T):
-        found, candidates, top, z = np.empty(width + 1, np.int32), np.empty(k + width, np.float32), np.empty(columns, np.int32), np.empty(width, np.float32)
+        found, candidates, top, z = (
+            np.empty(width + 1, np.int32),
+            np.empty(k + width, np.float32),
+            np.empty(columns, np.int32),
+            np.empty(width, np.float32),
+        )
         bits = z.view(np.int32)
         for i in range(c * n // T, (c + 1) * n // T):
             row = pre[i]
-            for j in range(width): z[j] = row[j] + bias[j]
-            t = floor[i:i + 1].view(np.int32)[0] if offset else _floor(bits, k, columns, top)
+            for j in range(width):
+                z[j] = row[j] + bias[j]
+            t = floor[i : i + 1].view(np.int32)[0] if offset else _floor(bits, k, columns, top)
             m = _scan(bits, np.int32(max(0, t - 1)), found)
-            count[i], floor[i] = _merge(z, offset, k, found, m, out[i], values[i], count[i], candidates)
+            count[i], floor[i] = _merge(
+                z, offset, k, found, m, out[i], values[i], count[i], candidates
+            )
 
 # %% ../../nbs/part2_dictionaries/20a_sparse.ipynb #13abc0e5
 @compiled
@@ -306,90 +470,178 @@ def _select_above(pre, bias, out, values, count, T):
         found, z = np.empty(width + 1, np.int32), np.empty(width, np.float32)
         for i in range(c * n // T, (c + 1) * n // T):
             row = pre[i]
-            for j in range(width): z[j] = row[j] + bias[j]
+            for j in range(width):
+                z[j] = row[j] + bias[j]
             count[i] = _scan(z.view(np.int32), np.int32(0), found)
-            for s in range(min(cap, count[i])): out[i, s] = found[s]; values[i, s] = z[found[s]]
+            for s in range(min(cap, count[i])):
+                out[i, s] = found[s]
+                values[i, s] = z[found[s]]
+
 
 @compiled
 def _compress(out, padded, indptr, indices, values, T):
     for i in prange(len(indptr) - 1):
         a = indptr[i]
-        for s in range(indptr[i + 1] - a): indices[a + s] = out[i, s]; values[a + s] = padded[i, s]
+        for s in range(indptr[i + 1] - a):
+            indices[a + s] = out[i, s]
+            values[a + s] = padded[i, s]
+
 
 def _packed(out, values, count, width):
     "CSR from padded places and values."
     indptr = np.concatenate([[0], np.cumsum(count)])
     indices, packed = np.empty(indptr[-1], np.int32), np.empty(indptr[-1], np.float32)
     _compress(out, values, indptr, indices, packed)
-    return Codes(torch.from_numpy(indptr), torch.from_numpy(indices), torch.from_numpy(packed), width)
+    return Codes(
+        torch.from_numpy(indptr), torch.from_numpy(indices), torch.from_numpy(packed), width
+    )
 
 # %% ../../nbs/part2_dictionaries/20a_sparse.ipynb #99b6a7a3
-def _biases(pre, bias): return (torch.zeros(pre.shape[1]) if bias is None else bias.detach().float().contiguous()).numpy()
+def _biases(pre, bias):
+    return (
+        torch.zeros(pre.shape[1]) if bias is None else bias.detach().float().contiguous()
+    ).numpy()
 
-def _columns(k, width): return min(width, max(64, 1 << (8 * k - 1).bit_length())) # of which the floor's maxima are taken
 
-def select_top(pre:torch.Tensor, # [n, m] float32 or bfloat16
-               k:int, margin:float=0.0, # relative: also keep what is within it of the k-th (up to 2k + 32 a row); on a CPU for bfloat16 only, in steps of that type: half of the margin to all of it
-               bias:torch.Tensor|None=None # [m], added to every row (float32)
-              )->Codes: # values as in `pre`
+def _columns(k, width):
+    return min(
+        width, max(64, 1 << (8 * k - 1).bit_length())
+    )  # of which the floor's maxima are taken
+
+
+def select_top(
+    pre: torch.Tensor,  # [n, m] float32 or bfloat16
+    k: int,
+    margin: float = 0.0,  # relative: also keep what is within it of the k-th (up to 2k + 32 a row); on a CPU for bfloat16 only, in steps of that type: half of the margin to all of it
+    bias: torch.Tensor | None = None,  # [m], added to every row (float32)
+) -> Codes:  # values as in `pre`
     "The k largest positive entries of every row."
-    if pre.device.type != "cpu": return _top_torch(pre if bias is None else pre + bias, k, margin)
-    if bias is not None or not margin: pre = pre.float()
-    elif pre.dtype != torch.bfloat16: raise WorkbookError(f"margin {margin} for {pre.dtype}: float32 needs no candidates beyond the k largest; leave margin out")
+    if pre.device.type != "cpu":
+        return _top_torch(pre if bias is None else pre + bias, k, margin)
+    if bias is not None or not margin:
+        pre = pre.float()
+    elif pre.dtype != torch.bfloat16:
+        raise WorkbookError(
+            f"margin {margin} for {pre.dtype}: float32 needs no candidates beyond the k largest;"
+            " leave margin out"
+        )
     k = min(k, pre.shape[1])
-    out, count = np.empty((len(pre), min(pre.shape[1], 2 * k + 32) if margin else k), np.int32), np.zeros(len(pre), np.int64)
+    out, count = np.empty(
+        (len(pre), min(pre.shape[1], 2 * k + 32) if margin else k), np.int32
+    ), np.zeros(len(pre), np.int64)
     values = np.empty(out.shape, np.float32)
-    if pre.dtype == torch.float32: _gather_top(pre.contiguous().numpy(), _biases(pre, bias), 0, k, _columns(k, pre.shape[1]), np.zeros(len(pre), np.float32), out, values, count)
-    else: _select_top(pre.contiguous().view(torch.int16).numpy(), k, int(np.ceil(margin * 2**7)), _columns(k, pre.shape[1]), out, count) # in bits, a factor of two is an octave of 2^7
+    if pre.dtype == torch.float32:
+        _gather_top(
+            pre.contiguous().numpy(),
+            _biases(pre, bias),
+            0,
+            k,
+            _columns(k, pre.shape[1]),
+            np.zeros(len(pre), np.float32),
+            out,
+            values,
+            count,
+        )
+    else:
+        _select_top(
+            pre.contiguous().view(torch.int16).numpy(),
+            k,
+            int(np.ceil(margin * 2**7)),
+            _columns(k, pre.shape[1]),
+            out,
+            count,
+        )  # in bits, a factor of two is an octave of 2^7
     codes = _packed(out, values, count, pre.shape[1])
-    return codes if pre.dtype == torch.float32 else codes._replace(values=pre[codes.rows(), codes.indices.long()].float()) # the rounded values are looked up afterwards
+    return (
+        codes
+        if pre.dtype == torch.float32
+        else codes._replace(values=pre[codes.rows(), codes.indices.long()].float())
+    )  # the rounded values are looked up afterwards
+
 
 def _top_torch(pre, k, margin=0.0):
     k = min(k, pre.shape[1])
     v, i = pre.float().topk(min(pre.shape[1], 2 * k + 32) if margin else k, dim=1)
-    keep = (v > 0) & (v >= v[:, k - 1:k] * (1 - margin))
+    keep = (v > 0) & (v >= v[:, k - 1 : k] * (1 - margin))
     i, order = i.sort(dim=1)
     keep, v = keep.gather(1, order), v.gather(1, order)
     return Codes(F.pad(keep.sum(1).cumsum(0), (1, 0)), i[keep].int(), v[keep], pre.shape[1])
 
 # %% ../../nbs/part2_dictionaries/20a_sparse.ipynb #5a1e7c32
-BUDGET = 2**24 # entries of a pre-activation block: 64 MB in float32
+BUDGET = 2**24  # entries of a pre-activation block: 64 MB in float32
 
-def top_of_product(x:torch.Tensor, # [n, d]
-                   W:torch.Tensor, # [m, d]
-                   k:int, bias:torch.Tensor, # [m]
-                   rows:int=1024, width:int=2048 # of a chunk
-                  )->Codes: # [n, m]
+
+def top_of_product(
+    x: torch.Tensor,  # [n, d]
+    W: torch.Tensor,  # [m, d]
+    k: int,
+    bias: torch.Tensor,  # [m]
+    rows: int = 1024,
+    width: int = 2048,  # of a chunk
+) -> Codes:  # [n, m]
     "The k largest positive entries of every row of x·Wᵀ + bias, in float32."
-    if x.device.type != "cpu": return join([select_top(torch.addmm(bias, part, W.T), k) for part in x.split(max(64, BUDGET // len(W)))])
-    x, W, bias, k, parts = x.detach().float(), W.detach().float(), bias.detach().float().contiguous(), min(k, len(W)), []
+    if x.device.type != "cpu":
+        return join(
+            [
+                select_top(torch.addmm(bias, part, W.T), k)
+                for part in x.split(max(64, BUDGET // len(W)))
+            ]
+        )
+    x, W, bias, k, parts = (
+        x.detach().float(),
+        W.detach().float(),
+        bias.detach().float().contiguous(),
+        min(k, len(W)),
+        [],
+    )
     block = torch.empty(rows * width)
     for part in x.split(rows):
-        out, count, floor = np.empty((len(part), k), np.int32), np.zeros(len(part), np.int64), np.zeros(len(part), np.float32)
+        out, count, floor = (
+            np.empty((len(part), k), np.int32),
+            np.zeros(len(part), np.int64),
+            np.zeros(len(part), np.float32),
+        )
         values = np.empty(out.shape, np.float32)
         for start in range(0, len(W), width):
-            some = W[start:start + width]
-            z = torch.mm(part, some.T, out=block[:len(part) * len(some)].view(len(part), len(some)))
-            _gather_top(z.numpy(), bias[start:start + width].numpy(), start, k, _columns(k, len(some)), floor, out, values, count)
+            some = W[start : start + width]
+            z = torch.mm(
+                part, some.T, out=block[: len(part) * len(some)].view(len(part), len(some))
+            )
+            _gather_top(
+                z.numpy(),
+                bias[start : start + width].numpy(),
+                start,
+                k,
+                _columns(k, len(some)),
+                floor,
+                out,
+                values,
+                count,
+            )
         parts.append(_packed(out, values, count, len(W)))
     return join(parts)
 
 # %% ../../nbs/part2_dictionaries/20a_sparse.ipynb #e9c45ec6
-def select_above(pre:torch.Tensor, # [n, m]
-                 room:int=64, # entries a row to begin with; grows where needed
-                 bias:torch.Tensor|None=None # [m], added to every row
-                )->Codes:
+def select_above(
+    pre: torch.Tensor,  # [n, m]
+    room: int = 64,  # entries a row to begin with; grows where needed
+    bias: torch.Tensor | None = None,  # [m], added to every row
+) -> Codes:
     "All positive entries of every row."
-    if pre.device.type != "cpu": return Codes.from_dense((pre if bias is None else pre + bias).relu())
+    if pre.device.type != "cpu":
+        return Codes.from_dense((pre if bias is None else pre + bias).relu())
     pre = pre.float().contiguous()
-    out, count = np.empty((len(pre), min(room, pre.shape[1])), np.int32), np.empty(len(pre), np.int64)
+    out, count = np.empty((len(pre), min(room, pre.shape[1])), np.int32), np.empty(
+        len(pre), np.int64
+    )
     values = np.empty(out.shape, np.float32)
     _select_above(pre.numpy(), _biases(pre, bias), out, values, count)
-    if count.max(initial=0) > out.shape[1]: return select_above(pre, int(count.max()), bias)
+    if count.max(initial=0) > out.shape[1]:
+        return select_above(pre, int(count.max()), bias)
     return _packed(out, values, count, pre.shape[1])
 
-def keep_entries(codes:Codes, keep:torch.Tensor # bool [entries]
-                )->Codes:
+
+def keep_entries(codes: Codes, keep: torch.Tensor) -> Codes:  # bool [entries]
     "Only some of the entries."
     ends = F.pad(keep.cumsum(0), (1, 0))
     return Codes(ends[codes.indptr], codes.indices[keep], codes.values[keep], codes.n_features)
@@ -405,19 +657,23 @@ def _best(indptr, values, k, keep, T):
             for s in range(a, b):
                 keep[s] = values[s] > t or values[s] == t and ties > 0
                 ties -= values[s] == t
-        for s in range(a, b): keep[s] = keep[s] and values[s] > 0
+        for s in range(a, b):
+            keep[s] = keep[s] and values[s] > 0
 
-def best_torch(codes:Codes, k:int)->Codes:
+
+def best_torch(codes: Codes, k: int) -> Codes:
     "Plain version of `best`, for any device; equal values go to the earlier entry."
     order = torch.argsort(codes.values, descending=True, stable=True)
-    order = order[torch.argsort(codes.rows()[order], stable=True)] # by row, the largest first
+    order = order[torch.argsort(codes.rows()[order], stable=True)]  # by row, the largest first
     keep = torch.zeros(len(order), dtype=torch.bool, device=order.device)
     keep[order] = torch.arange(len(order), device=order.device) - codes.indptr[codes.rows()] < k
     return keep_entries(codes, keep & (codes.values > 0))
 
-def best(codes:Codes, k:int)->Codes:
+
+def best(codes: Codes, k: int) -> Codes:
     "The k largest positive entries of every row, of those there are."
-    if codes.values.device.type != "cpu": return best_torch(codes, k)
+    if codes.values.device.type != "cpu":
+        return best_torch(codes, k)
     keep = np.ones(len(codes.indices), bool)
     _best(codes.indptr.numpy(), codes.values.detach().numpy(), k, keep)
     return keep_entries(codes, torch.from_numpy(keep))

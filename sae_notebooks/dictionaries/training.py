@@ -18,7 +18,20 @@ from numba import prange
 
 from ..core import WorkbookError, atomic_write, progress
 from .sae import SAE, VARIANTS
-from .sparse import BUDGET, Codes, best, compiled, dots, join, keep_entries, select_above, select_top, top_of_product, transpose, weighted_rows
+from sae_notebooks.dictionaries.sparse import (
+    BUDGET,
+    Codes,
+    best,
+    compiled,
+    dots,
+    join,
+    keep_entries,
+    select_above,
+    select_top,
+    top_of_product,
+    transpose,
+    weighted_rows,
+)
 from ..extraction.normalisation import _is_store, scale_and_mean
 
 # %% ../../nbs/part2_dictionaries/21_training.ipynb #4793f998
@@ -28,79 +41,121 @@ from fastcore.basics import patch
 @dataclass(frozen=True)
 class TrainConfig:
     "Everything that decides what a dictionary becomes, given the activations."
+
     variant: str = "topk"
     n_features: int = 2048
-    k: int|None = 32 # active features of a token: kept (topk, batchtopk, matryoshka) or aimed at (jumprelu)
-    sparsity: float = 0.0 # λ, the weight of the penalty (relu, gated, jumprelu)
-    lr: float|None = None # peak learning rate; None: `default_lr`
-    batch: int = 4096 # tokens a step
-    epochs: float = 1.0 # passes over the training rows
-    warmup: float = 0.05 # share of the steps over which the learning rate rises
-    decay: float = 0.2 # share of the steps, at the end, over which it falls to zero
-    sparsity_warmup: float = 0.05 # share of the steps over which λ rises
-    clip: float = 1.0 # largest norm of the gradient
+    k: int | None = (
+        32  # active features of a token: kept (topk, batchtopk, matryoshka) or aimed at (jumprelu)
+    )
+    sparsity: float = 0.0  # λ, the weight of the penalty (relu, gated, jumprelu)
+    lr: float | None = None  # peak learning rate; None: `default_lr`
+    batch: int = 4096  # tokens a step
+    epochs: float = 1.0  # passes over the training rows
+    warmup: float = 0.05  # share of the steps over which the learning rate rises
+    decay: float = 0.2  # share of the steps, at the end, over which it falls to zero
+    sparsity_warmup: float = 0.05  # share of the steps over which λ rises
+    clip: float = 1.0  # largest norm of the gradient
     beta1: float = 0.9
     beta2: float = 0.999
     eps: float = 1e-8
-    aux: float = 1 / 4 # α, weight of the dead features' own loss (topk family)
-    k_aux: int|None = None # dead features a token in that loss; None: half the width, at most 2k
-    dead_after: int = 100_000 # tokens without firing, after which a feature counts as dead in training
-    resample: tuple = () # shares of the training at which dead features start again
-    start_density: float|None = None # share of the features active at the start (relu, gated, jumprelu); None: biases start at zero
-    bandwidth: float = 0.05 # ε of the straight-through estimate (jumprelu)
-    prefixes: tuple = (1 / 32, 3 / 32, 7 / 32, 15 / 32, 1.0) # shares of the features that reconstruct on their own (matryoshka)
-    centre: bool = True # subtract the mean of the training rows
-    precision: str = "float32" # "bfloat16": the encoder's product only screens, in bfloat16
-    ema: float|None = None # decay of an average of the weights, which is then the result
+    aux: float = 1 / 4  # α, weight of the dead features' own loss (topk family)
+    k_aux: int | None = None  # dead features a token in that loss; None: half the width, at most 2k
+    dead_after: int = (
+        100_000  # tokens without firing, after which a feature counts as dead in training
+    )
+    resample: tuple = ()  # shares of the training at which dead features start again
+    start_density: float | None = None  # share of the features active at the start (relu, gated, jumprelu); None: biases start at zero
+    bandwidth: float = 0.05  # ε of the straight-through estimate (jumprelu)
+    prefixes: tuple = (
+        1 / 32,
+        3 / 32,
+        7 / 32,
+        15 / 32,
+        1.0,
+    )  # shares of the features that reconstruct on their own (matryoshka)
+    centre: bool = True  # subtract the mean of the training rows
+    precision: str = "float32"  # "bfloat16": the encoder's product only screens, in bfloat16
+    ema: float | None = None  # decay of an average of the weights, which is then the result
     seed: int = 0
 
 # %% ../../nbs/part2_dictionaries/21_training.ipynb #12acc803
 PENALISED, UNIT = ("relu", "gated", "jumprelu"), ("topk", "batchtopk", "matryoshka")
 
-def default_lr(c:TrainConfig)->float:
+
+def default_lr(c: TrainConfig) -> float:
     "The learning rate of a width and batch."
     return 4e-3 * math.sqrt(c.batch / 1024) * (2048 / c.n_features) ** 0.25
 
+
 @patch
-def check(self:TrainConfig):
+def check(self: TrainConfig):
     "Raise `WorkbookError` for settings that cannot work; returns the configuration."
-    if self.variant not in VARIANTS: raise WorkbookError(f"variant {self.variant!r}: use one of {', '.join(VARIANTS)}")
-    if self.variant in UNIT and not (self.k and 0 < self.k <= self.n_features): raise WorkbookError(f"k={self.k}: {self.variant} keeps between 1 and n_features={self.n_features} features a token")
-    if self.sparsity < 0: raise WorkbookError(f"sparsity={self.sparsity}: the penalty λ must not be negative")
-    if self.variant in ("relu", "gated") and not self.sparsity: raise WorkbookError(f"sparsity=0: a {self.variant} dictionary without a penalty is not sparse; the notes use 5.0")
-    if self.batch < 1 or self.epochs <= 0: raise WorkbookError(f"batch={self.batch}, epochs={self.epochs}: both must be above 0")
-    if self.precision not in ("float32", "bfloat16"): raise WorkbookError(f"precision={self.precision!r}: use float32 or bfloat16")
+    if self.variant not in VARIANTS:
+        raise WorkbookError(f"variant {self.variant!r}: use one of {', '.join(VARIANTS)}")
+    if self.variant in UNIT and not (self.k and 0 < self.k <= self.n_features):
+        raise WorkbookError(
+            f"k={self.k}: {self.variant} keeps between 1 and n_features={self.n_features} features"
+            " a token"
+        )
+    if self.sparsity < 0:
+        raise WorkbookError(f"sparsity={self.sparsity}: the penalty λ must not be negative")
+    if self.variant in ("relu", "gated") and not self.sparsity:
+        raise WorkbookError(
+            f"sparsity=0: a {self.variant} dictionary without a penalty is not sparse; the notes"
+            " use 5.0"
+        )
+    if self.batch < 1 or self.epochs <= 0:
+        raise WorkbookError(f"batch={self.batch}, epochs={self.epochs}: both must be above 0")
+    if self.precision not in ("float32", "bfloat16"):
+        raise WorkbookError(f"precision={self.precision!r}: use float32 or bfloat16")
     return self
 
 # %% ../../nbs/part2_dictionaries/21_training.ipynb #cd31270c
 PRESETS = {
-    "notes": TrainConfig("relu", sparsity=5.0, batch=8192, k=None), # the notes: L2 + 5 · L1, ReLU, batch 8192, one epoch
-    "topk": TrainConfig("topk"), "batchtopk": TrainConfig("batchtopk"), "matryoshka": TrainConfig("matryoshka"),
+    "notes": TrainConfig(
+        "relu", sparsity=5.0, batch=8192, k=None
+    ),  # the notes: L2 + 5 · L1, ReLU, batch 8192, one epoch
+    "topk": TrainConfig("topk"),
+    "batchtopk": TrainConfig("batchtopk"),
+    "matryoshka": TrainConfig("matryoshka"),
     "relu": TrainConfig("relu", sparsity=5.0, k=None, start_density=0.03, resample=(0.25, 0.5)),
-    "gated": TrainConfig("gated", sparsity=5.0, k=None, start_density=0.03), "jumprelu": TrainConfig("jumprelu", sparsity=1.0, k=32, start_density=0.03)}
+    "gated": TrainConfig("gated", sparsity=5.0, k=None, start_density=0.03),
+    "jumprelu": TrainConfig("jumprelu", sparsity=1.0, k=32, start_density=0.03),
+}
 
-def preset(name:str, **changes)->TrainConfig:
+
+def preset(name: str, **changes) -> TrainConfig:
     "A preset with some settings changed."
-    if name not in PRESETS: raise WorkbookError(f"preset {name!r}: use one of {', '.join(PRESETS)}")
+    if name not in PRESETS:
+        raise WorkbookError(f"preset {name!r}: use one of {', '.join(PRESETS)}")
     return dataclasses.replace(PRESETS[name], **changes).check()
 
 # %% ../../nbs/part2_dictionaries/21_training.ipynb #efdce485
 class Pattern:
     "Which entries are active; the transpose is made once, for both weight matrices."
-    def __init__(self, codes:Codes): self.codes, self.turned = codes._replace(values=codes.values.detach()), None
-    def by_token(self, values)->Codes: return self.codes._replace(values=values.detach())
-    def by_feature(self, values)->Codes:
-        if self.turned is None: self.turned = transpose(self.codes)
+
+    def __init__(self, codes: Codes):
+        self.codes, self.turned = codes._replace(values=codes.values.detach()), None
+
+    def by_token(self, values) -> Codes:
+        return self.codes._replace(values=values.detach())
+
+    def by_feature(self, values) -> Codes:
+        if self.turned is None:
+            self.turned = transpose(self.codes)
         codes, order = self.turned
         return codes._replace(values=values.detach()[order])
 
 # %% ../../nbs/part2_dictionaries/21_training.ipynb #7bec1234
 class _Encode(torch.autograd.Function):
     "z at the active entries; `values` are known from the selection."
+
     @staticmethod
-    def forward(ctx, x, W, b, b_dec, pattern, values): # x: [n, d] minus b_dec
-        ctx.save_for_backward(x, W); ctx.pattern = pattern
+    def forward(ctx, x, W, b, b_dec, pattern, values):  # x: [n, d] minus b_dec
+        ctx.save_for_backward(x, W)
+        ctx.pattern = pattern
         return values.clone()
+
     @staticmethod
     def backward(ctx, g):
         (x, W), p = ctx.saved_tensors, ctx.pattern
@@ -109,12 +164,16 @@ class _Encode(torch.autograd.Function):
         dx = weighted_rows(p.by_token(g), W) if ctx.needs_input_grad[0] else None
         return dx, dW, db, -(db @ W), None, None
 
+
 class _Decode(torch.autograd.Function):
     "The sum of the active decoder rows, and the bias."
+
     @staticmethod
     def forward(ctx, values, W, b_dec, pattern):
-        ctx.save_for_backward(values, W); ctx.pattern = pattern
+        ctx.save_for_backward(values, W)
+        ctx.pattern = pattern
         return weighted_rows(pattern.by_token(values), W) + b_dec
+
     @staticmethod
     def backward(ctx, g):
         (values, W), p = ctx.saved_tensors, ctx.pattern
@@ -125,11 +184,14 @@ class _Decode(torch.autograd.Function):
 # %% ../../nbs/part2_dictionaries/21_training.ipynb #bad344e2
 class _Jump(torch.autograd.Function):
     "z where z > θ, else 0, and whether; θ learns through a rectangle of width ε around it (Rajamanoharan et al. 2024b, eq. 11 and 12)."
+
     @staticmethod
     def forward(ctx, z, theta, eps):
         on = z > theta
-        ctx.save_for_backward(z, theta, on); ctx.eps = eps
+        ctx.save_for_backward(z, theta, on)
+        ctx.eps = eps
         return z * on, on.to(z.dtype)
+
     @staticmethod
     def backward(ctx, df, don):
         z, theta, on = ctx.saved_tensors
@@ -145,7 +207,8 @@ def _adam_rows(p, g, m, v, lr, b1, b2, fix1, fix2, eps, scale, unit, T):
             P, G, M, V = p[i], g[i], m[i], v[i]
             along = np.float32(0)
             if unit:
-                for j in range(d): along += P[j] * G[j]
+                for j in range(d):
+                    along += P[j] * G[j]
             size = np.float32(0)
             for j in range(d):
                 x = (G[j] - along * P[j]) * scale
@@ -155,39 +218,72 @@ def _adam_rows(p, g, m, v, lr, b1, b2, fix1, fix2, eps, scale, unit, T):
                 size += P[j] * P[j]
             if unit and size > 0:
                 size = np.float32(1) / np.sqrt(size)
-                for j in range(d): P[j] *= size
+                for j in range(d):
+                    P[j] *= size
+
 
 def adam_rows_torch(p, g, m, v, lr, b1, b2, fix1, fix2, eps, scale, unit):
     "Plain version of `adam_rows`, for any device."
-    if unit: g = g - (g * p).sum(1, keepdim=True) * p
+    if unit:
+        g = g - (g * p).sum(1, keepdim=True) * p
     g = g * scale
-    m.mul_(b1).add_(g, alpha=1 - b1); v.mul_(b2).addcmul_(g, g, value=1 - b2)
+    m.mul_(b1).add_(g, alpha=1 - b1)
+    v.mul_(b2).addcmul_(g, g, value=1 - b2)
     p.sub_(lr * (m * fix1) / ((v * fix2).sqrt() + eps))
-    if unit: p.copy_(F.normalize(p, dim=1))
+    if unit:
+        p.copy_(F.normalize(p, dim=1))
 
 # %% ../../nbs/part2_dictionaries/21_training.ipynb #1c0f1fbc
-def adam_rows(p, g, m, v, lr:float, step:int, b1:float=0.9, b2:float=0.999, eps:float=1e-8, scale:float=1.0, unit:bool=False):
+def adam_rows(
+    p,
+    g,
+    m,
+    v,
+    lr: float,
+    step: int,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+    scale: float = 1.0,
+    unit: bool = False,
+):
     "One step of Adam (Kingma and Ba 2015), in place; with `unit`, rows lose the gradient along themselves first and have length one afterwards."
     shape = p.shape if p.ndim == 2 else (1, p.numel())
     p, g, m, v = (t.view(shape) for t in (p, g.contiguous(), m, v))
     args = (lr, b1, b2, 1 / (1 - b1**step), 1 / (1 - b2**step), eps, scale)
-    if p.device.type != "cpu": return adam_rows_torch(p, g, m, v, *args, unit)
+    if p.device.type != "cpu":
+        return adam_rows_torch(p, g, m, v, *args, unit)
     _adam_rows(*(t.detach().numpy() for t in (p, g, m, v)), *map(np.float32, args), unit)
 
 # %% ../../nbs/part2_dictionaries/21_training.ipynb #aca0bc56
 class Trainer:
     "A dictionary in training: weights, Adam's moments, and how long each feature has been silent."
-    def __init__(self, config:TrainConfig, d:int, steps:int, scale:float=1.0, mean=None, device=None):
+
+    def __init__(
+        self, config: TrainConfig, d: int, steps: int, scale: float = 1.0, mean=None, device=None
+    ):
         self.config, self.steps, self.device = config.check(), steps, torch.device(device or "cpu")
-        self.sae = SAE(d, config.n_features, config.variant, config.k, scale, mean).initialise(config.seed).to(self.device)
+        self.sae = (
+            SAE(d, config.n_features, config.variant, config.k, scale, mean)
+            .initialise(config.seed)
+            .to(self.device)
+        )
         self.params = {n: p.requires_grad_(True) for n, p in self.sae.named_parameters()}
-        new = lambda value: torch.full((config.n_features,), value, device=self.device).requires_grad_(True)
-        if config.variant == "jumprelu": self.params["log_threshold"] = new(math.log(config.bandwidth))
-        if config.variant == "gated": self.params |= dict(r=new(0.0), b_mag=new(0.0))
-        self.moments = {n: (torch.zeros_like(p), torch.zeros_like(p)) for n, p in self.params.items()}
+        new = lambda value: torch.full(
+            (config.n_features,), value, device=self.device
+        ).requires_grad_(True)
+        if config.variant == "jumprelu":
+            self.params["log_threshold"] = new(math.log(config.bandwidth))
+        if config.variant == "gated":
+            self.params |= dict(r=new(0.0), b_mag=new(0.0))
+        self.moments = {
+            n: (torch.zeros_like(p), torch.zeros_like(p)) for n, p in self.params.items()
+        }
         self.average = {n: p.detach().clone() for n, p in self.params.items()} if config.ema else {}
-        self.silent = torch.zeros(config.n_features, dtype=torch.int64, device=self.device) # tokens since each feature fired
-        self.cut = torch.zeros((), device=self.device) # running threshold of the batchtopk family
+        self.silent = torch.zeros(
+            config.n_features, dtype=torch.int64, device=self.device
+        )  # tokens since each feature fired
+        self.cut = torch.zeros((), device=self.device)  # running threshold of the batchtopk family
         self.step, self.scratch = 0, {}
 
     @property
@@ -195,95 +291,152 @@ class Trainer:
         c, s = self.config, self.step
         rise, fall = max(1, round(c.warmup * self.steps)), max(1, round(c.decay * self.steps))
         return (c.lr or default_lr(c)) * min(1.0, (s + 1) / rise, (self.steps - s) / fall)
+
     @property
-    def sparsity(self): return self.config.sparsity * min(1.0, (self.step + 1) / max(1, round(self.config.sparsity_warmup * self.steps)))
+    def sparsity(self):
+        return self.config.sparsity * min(
+            1.0, (self.step + 1) / max(1, round(self.config.sparsity_warmup * self.steps))
+        )
+
     @property
-    def dead(self): return self.silent > self.config.dead_after
+    def dead(self):
+        return self.silent > self.config.dead_after
 
 # %% ../../nbs/part2_dictionaries/21_training.ipynb #f7f18bb1
 @patch
-def _blocks(self:Trainer, x, pick):
+def _blocks(self: Trainer, x, pick):
     "`pick` what is active in z = W x, in chunks of tokens that fit into a block."
     W, rows = self.params["W_enc"].detach(), max(64, BUDGET // self.config.n_features)
     z = self._kept("block", (min(rows, len(x)), len(W)))
-    return join([pick(torch.mm(part, W.T, out=z[:len(part)])) for part in x.split(rows)])
+    return join([pick(torch.mm(part, W.T, out=z[: len(part)])) for part in x.split(rows)])
+
 
 @patch
-def _screened(self:Trainer, x, bias, pick):
+def _screened(self: Trainer, x, bias, pick):
     "The same of z = W x + bias in bfloat16, with the bias as two more columns (what the first rounds off is in the second)."
-    W, d, rows = self.params["W_enc"].detach(), x.shape[1], max(64, 2 * BUDGET // self.config.n_features)
+    W, d, rows = (
+        self.params["W_enc"].detach(),
+        x.shape[1],
+        max(64, 2 * BUDGET // self.config.n_features),
+    )
     width = -(-(d + 2) // 32) * 32
     half, rounded = self._kept("half", (len(W), width), torch.bfloat16), bias.bfloat16()
-    half[:, :d] = W; half[:, d] = rounded; half[:, d + 1] = bias - rounded
-    xh, z = self._kept("rows", (len(x), width), torch.bfloat16), self._kept("block", (min(rows, len(x)), len(W)), torch.bfloat16)
-    xh[:, :d] = x; xh[:, d:d + 2] = 1
-    return join([pick(torch.mm(part, half.T, out=z[:len(part)])) for part in xh.split(rows)])
+    half[:, :d] = W
+    half[:, d] = rounded
+    half[:, d + 1] = bias - rounded
+    xh, z = self._kept("rows", (len(x), width), torch.bfloat16), self._kept(
+        "block", (min(rows, len(x)), len(W)), torch.bfloat16
+    )
+    xh[:, :d] = x
+    xh[:, d : d + 2] = 1
+    return join([pick(torch.mm(part, half.T, out=z[: len(part)])) for part in xh.split(rows)])
+
 
 @patch
-def _kept(self:Trainer, name, shape, dtype=torch.float32):
+def _kept(self: Trainer, name, shape, dtype=torch.float32):
     "Working memory that later steps use again: fresh memory costs more than what is done with it."
     have = self.scratch.get(name)
-    if have is None or have.shape != torch.Size(shape) or have.dtype != dtype: have = self.scratch[name] = torch.zeros(shape, dtype=dtype, device=self.device)
+    if have is None or have.shape != torch.Size(shape) or have.dtype != dtype:
+        have = self.scratch[name] = torch.zeros(shape, dtype=dtype, device=self.device)
     return have
 
 # %% ../../nbs/part2_dictionaries/21_training.ipynb #40d578f0
 @patch
 @torch.no_grad()
-def _top(self:Trainer, x)->Codes:
+def _top(self: Trainer, x) -> Codes:
     "The k largest of every token."
     b, k = self.params["b_enc"].detach(), self.config.k
-    if self.config.precision == "float32": return top_of_product(x, self.params["W_enc"], k, b)
+    if self.config.precision == "float32":
+        return top_of_product(x, self.params["W_enc"], k, b)
     codes = self._screened(x, b, lambda z: select_top(z, k, margin=0.03))
-    return best(codes._replace(values=dots(codes, x, self.params["W_enc"]) + b[codes.indices.long()]), k)
+    return best(
+        codes._replace(values=dots(codes, x, self.params["W_enc"]) + b[codes.indices.long()]), k
+    )
+
 
 @patch
 @torch.no_grad()
-def _above(self:Trainer, x, least, room:int=64)->Codes:
+def _above(self: Trainer, x, least, room: int = 64) -> Codes:
     "Everything with z > least (a number or one for each feature)."
     b = self.params["b_enc"].detach()
-    if self.config.precision == "float32": codes = self._blocks(x, lambda z: select_above(z, room, b - least))
+    if self.config.precision == "float32":
+        codes = self._blocks(x, lambda z: select_above(z, room, b - least))
     else:
         codes = self._screened(x, b - least, lambda z: select_above(z, room))
-        codes = codes._replace(values=dots(codes, x, self.params["W_enc"]) + (b - least)[codes.indices.long()])
+        codes = codes._replace(
+            values=dots(codes, x, self.params["W_enc"]) + (b - least)[codes.indices.long()]
+        )
         codes = keep_entries(codes, codes.values > 0)
-    return codes._replace(values=codes.values + (least if not torch.is_tensor(least) or least.ndim == 0 else least[codes.indices.long()]))
+    return codes._replace(
+        values=codes.values
+        + (least if not torch.is_tensor(least) or least.ndim == 0 else least[codes.indices.long()])
+    )
+
 
 @patch
 @torch.no_grad()
-def _batch_top(self:Trainer, x)->Codes:
+def _batch_top(self: Trainer, x) -> Codes:
     "The k · n largest of the whole batch: candidates above a guess from some rows, then an exact cut."
     k, n = self.config.k, len(x)
-    some = F.linear(x[:: max(1, n // 64)][:64], self.params["W_enc"], self.params["b_enc"]).flatten()
-    guess = some.topk(min(int(1.3 * k * len(x[:: max(1, n // 64)][:64])), some.numel())).values[-1].clamp(min=0)
+    some = F.linear(
+        x[:: max(1, n // 64)][:64], self.params["W_enc"], self.params["b_enc"]
+    ).flatten()
+    guess = (
+        some.topk(min(int(1.3 * k * len(x[:: max(1, n // 64)][:64])), some.numel()))
+        .values[-1]
+        .clamp(min=0)
+    )
     codes = self._above(x, guess, 4 * k)
-    if len(codes.values) < k * n and guess > 0: codes = self._above(x, torch.zeros_like(guess), 8 * k)
-    if len(codes.values) > k * n: codes = keep_entries(codes, codes.values >= codes.values.topk(k * n).values[-1] if codes.values.is_cuda else codes.values >= torch.kthvalue(codes.values, len(codes.values) - k * n + 1).values)
+    if len(codes.values) < k * n and guess > 0:
+        codes = self._above(x, torch.zeros_like(guess), 8 * k)
+    if len(codes.values) > k * n:
+        codes = keep_entries(
+            codes,
+            (
+                codes.values >= codes.values.topk(k * n).values[-1]
+                if codes.values.is_cuda
+                else codes.values >= torch.kthvalue(
+                    codes.values, len(codes.values) - k * n + 1
+                ).values
+            ),
+        )
     return keep_entries(codes, codes.values > 0)
 
 # %% ../../nbs/part2_dictionaries/21_training.ipynb #3fa5fbb9
 @patch
-def _values(self:Trainer, x, codes)->tuple[torch.Tensor, Pattern]: # z of the entries, with gradients
+def _values(
+    self: Trainer, x, codes
+) -> tuple[torch.Tensor, Pattern]:  # z of the entries, with gradients
     p = self.params
     pattern = Pattern(codes)
     return _Encode.apply(x, p["W_enc"], p["b_enc"], p["b_dec"], pattern, codes.values), pattern
 
+
 @patch
-def _decode(self:Trainer, values, pattern): return _Decode.apply(values, self.params["W_dec"], self.params["b_dec"], pattern)
+def _decode(self: Trainer, values, pattern):
+    return _Decode.apply(values, self.params["W_dec"], self.params["b_dec"], pattern)
 
-def _squares(e, w): return (e.square().sum(1) * w).sum() # w: [n], sums to one over the batch
 
-def _per_token(values, codes, w): return (values * torch.repeat_interleave(w, codes.indptr.diff())).sum()
+def _squares(e, w):
+    return (e.square().sum(1) * w).sum()  # w: [n], sums to one over the batch
+
+
+def _per_token(values, codes, w):
+    return (values * torch.repeat_interleave(w, codes.indptr.diff())).sum()
 
 # %% ../../nbs/part2_dictionaries/21_training.ipynb #3f5217dd
 @patch
-def loss_topk(self:Trainer, x, w):
+def loss_topk(self: Trainer, x, w):
     "‖x − x̂‖² with the k largest features of every token (Gao et al. 2024)."
-    values, p = self._values(x - self.params["b_dec"].detach(), self._top(x - self.params["b_dec"].detach()))
+    values, p = self._values(
+        x - self.params["b_dec"].detach(), self._top(x - self.params["b_dec"].detach())
+    )
     e = self._decode(values, p) - x
     return _squares(e, w), e, p.codes
 
+
 @patch
-def loss_batchtopk(self:Trainer, x, w):
+def loss_batchtopk(self: Trainer, x, w):
     "‖x − x̂‖² with the k · n largest features of the batch (Bussmann et al. 2024)."
     xc = x - self.params["b_dec"].detach()
     values, p = self._values(xc, self._batch_top(xc))
@@ -291,15 +444,18 @@ def loss_batchtopk(self:Trainer, x, w):
     self._track_cut(p.codes)
     return _squares(e, w), e, p.codes
 
+
 @patch
 @torch.no_grad()
-def _track_cut(self:Trainer, codes):
+def _track_cut(self: Trainer, codes):
     low = codes.values.min() if len(codes.values) else self.cut
-    self.cut = low.clone() if not self.step else self.cut.lerp(low, 0.1) # a slower mean lags behind the weights, whose cut still falls while the rate decays
+    self.cut = (
+        low.clone() if not self.step else self.cut.lerp(low, 0.1)
+    )  # a slower mean lags behind the weights, whose cut still falls while the rate decays
 
 # %% ../../nbs/part2_dictionaries/21_training.ipynb #46447207
 @patch
-def loss_matryoshka(self:Trainer, x, w):
+def loss_matryoshka(self: Trainer, x, w):
     "Mean over prefixes of the features of ‖x − x̂‖² from the prefix alone (Bussmann et al. 2025)."
     xc = x - self.params["b_dec"].detach()
     values, p = self._values(xc, self._batch_top(xc))
@@ -308,13 +464,19 @@ def loss_matryoshka(self:Trainer, x, w):
     for share in self.config.prefixes:
         inside = p.codes.indices < round(share * self.config.n_features)
         whole = bool(inside.all())
-        e = self._decode(values if whole else values[inside], p if whole else Pattern(keep_entries(p.codes, inside))) - x
+        e = (
+            self._decode(
+                values if whole else values[inside],
+                p if whole else Pattern(keep_entries(p.codes, inside)),
+            )
+            - x
+        )
         total = total + _squares(e, w)
     return total / len(self.config.prefixes), e, p.codes
 
 # %% ../../nbs/part2_dictionaries/21_training.ipynb #34b61355
 @patch
-def loss_relu(self:Trainer, x, w):
+def loss_relu(self: Trainer, x, w):
     "‖x − x̂‖² + λ Σᵢ fᵢ ‖W_dec,i‖ (Anthropic, April 2024; the notes' L2 + 5 · L1)."
     xc = x - self.params["b_dec"].detach()
     values, p = self._values(xc, self._above(xc, 0.0))
@@ -324,7 +486,7 @@ def loss_relu(self:Trainer, x, w):
 
 # %% ../../nbs/part2_dictionaries/21_training.ipynb #3487a72c
 @patch
-def loss_gated(self:Trainer, x, w):
+def loss_gated(self: Trainer, x, w):
     "‖x − x̂‖² + λ Σᵢ πᵢ ‖W_dec,i‖ + ‖x − x̂(π)‖², the last with a frozen decoder (Rajamanoharan et al. 2024a)."
     q, xc = self.params, x - self.params["b_dec"].detach()
     pi, p = self._values(xc, self._above(xc, 0.0))
@@ -332,11 +494,17 @@ def loss_gated(self:Trainer, x, w):
     f = (q["r"][at].exp() * (pi - q["b_enc"][at]) + q["b_mag"][at]).relu()
     e = self._decode(f, p) - x
     gate = _Decode.apply(pi, q["W_dec"].detach(), q["b_dec"].detach(), p) - x
-    return _squares(e, w) + self.sparsity * _per_token(pi * q["W_dec"].detach().norm(dim=1)[at], p.codes, w) + _squares(gate, w), e, keep_entries(p.codes._replace(values=f.detach()), f.detach() > 0)
+    return (
+        _squares(e, w)
+        + self.sparsity * _per_token(pi * q["W_dec"].detach().norm(dim=1)[at], p.codes, w)
+        + _squares(gate, w),
+        e,
+        keep_entries(p.codes._replace(values=f.detach()), f.detach() > 0),
+    )
 
 # %% ../../nbs/part2_dictionaries/21_training.ipynb #c0931689
 @patch
-def loss_jumprelu(self:Trainer, x, w):
+def loss_jumprelu(self: Trainer, x, w):
     "‖x − x̂‖² + λ L0, or + λ (L0 / k − 1)² ‖x‖² / 10 where k is given; θ by straight-through estimates (Rajamanoharan et al. 2024b)."
     c, xc = self.config, x - self.params["b_dec"].detach()
     theta = self.params["log_threshold"].exp()
@@ -344,7 +512,11 @@ def loss_jumprelu(self:Trainer, x, w):
     f, on = _Jump.apply(z, theta[p.codes.indices.long()], c.bandwidth)
     e, l0 = self._decode(f, p) - x, _per_token(on, p.codes, w)
     penalty = (l0 / c.k - 1).square() * self.sae.d / 10 if c.k else l0
-    return _squares(e, w) + self.sparsity * penalty, e, keep_entries(p.codes._replace(values=f.detach()), on.bool())
+    return (
+        _squares(e, w) + self.sparsity * penalty,
+        e,
+        keep_entries(p.codes._replace(values=f.detach()), on.bool()),
+    )
 
 # %% ../../nbs/part2_dictionaries/21_training.ipynb #94f800b0
 @compiled
@@ -356,73 +528,134 @@ def _token_pass(indptr, indices, values, W, x, w, lam, price, e, dv, sums, T):
         for i in range(c, n, T):
             E, X, wi = e[i], x[i], w[i]
             first, end = indptr[i], indptr[i + 1]
-            fours = first + (end - first) // 4 * 4 # four rows at a time: while one waits for memory, so do the others
-            for j in range(d): E[j] = -X[j]
+            fours = (
+                first + (end - first) // 4 * 4
+            )  # four rows at a time: while one waits for memory, so do the others
+            for j in range(d):
+                E[j] = -X[j]
             for s in range(first, fours, 4):
-                a0, a1, a2, a3 = W[indices[s]], W[indices[s + 1]], W[indices[s + 2]], W[indices[s + 3]]
+                a0, a1, a2, a3 = (
+                    W[indices[s]],
+                    W[indices[s + 1]],
+                    W[indices[s + 2]],
+                    W[indices[s + 3]],
+                )
                 v0, v1, v2, v3 = values[s], values[s + 1], values[s + 2], values[s + 3]
-                for j in range(d): E[j] += (v0 * a0[j] + v1 * a1[j]) + (v2 * a2[j] + v3 * a3[j])
+                for j in range(d):
+                    E[j] += (v0 * a0[j] + v1 * a1[j]) + (v2 * a2[j] + v3 * a3[j])
             for s in range(fours, end):
                 a, v = W[indices[s]], values[s]
-                for j in range(d): E[j] += v * a[j]
+                for j in range(d):
+                    E[j] += v * a[j]
             left, whole = np.float32(0), np.float32(0)
-            for j in range(d): left += E[j] * E[j]; whole += X[j] * X[j]
-            squares += wi * left; energy += wi * whole
+            for j in range(d):
+                left += E[j] * E[j]
+                whole += X[j] * X[j]
+            squares += wi * left
+            energy += wi * whole
             for s in range(first, end):
                 a, total = W[indices[s]], np.float32(0)
-                for j in range(d): total += E[j] * a[j]
+                for j in range(d):
+                    total += E[j] * a[j]
                 dv[s] = wi * (np.float32(2) * total + lam * price[indices[s]])
         sums[c, 0], sums[c, 1] = squares, energy
 
 # %% ../../nbs/part2_dictionaries/21_training.ipynb #ed090bf1
 @compiled
-def _feature_pass(indptr, rows, order, values, dv, e, x, w, W, lam, price, add, d_dec, d_enc, d_bias, T):
+def _feature_pass(
+    indptr, rows, order, values, dv, e, x, w, W, lam, price, add, d_dec, d_enc, d_bias, T
+):
     "Gradients of both weight matrices and the encoder's bias; added to what is there if `add`."
     m, d = d_dec.shape
     for c in prange(T):
         for f in range(c, m, T):
             D, E, bias, cost = d_dec[f], d_enc[f], np.float32(0), np.float32(0)
             if not add:
-                for j in range(d): D[j] = 0; E[j] = 0
+                for j in range(d):
+                    D[j] = 0
+                    E[j] = 0
                 d_bias[f] = 0
             first, end = indptr[f], indptr[f + 1]
             fours = first + (end - first) // 4 * 4
             for s in range(first, fours, 4):
                 t0, t1, t2, t3 = rows[s], rows[s + 1], rows[s + 2], rows[s + 3]
                 o0, o1, o2, o3 = order[s], order[s + 1], order[s + 2], order[s + 3]
-                v0, v1, v2, v3 = w[t0] * values[o0], w[t1] * values[o1], w[t2] * values[o2], w[t3] * values[o3]
+                v0, v1, v2, v3 = (
+                    w[t0] * values[o0],
+                    w[t1] * values[o1],
+                    w[t2] * values[o2],
+                    w[t3] * values[o3],
+                )
                 g0, g1, g2, g3 = dv[o0], dv[o1], dv[o2], dv[o3]
-                bias += (g0 + g1) + (g2 + g3); cost += (v0 + v1) + (v2 + v3)
-                v0, v1, v2, v3 = np.float32(2) * v0, np.float32(2) * v1, np.float32(2) * v2, np.float32(2) * v3
-                a0, a1, a2, a3, b0, b1, b2, b3 = e[t0], e[t1], e[t2], e[t3], x[t0], x[t1], x[t2], x[t3]
+                bias += (g0 + g1) + (g2 + g3)
+                cost += (v0 + v1) + (v2 + v3)
+                v0, v1, v2, v3 = (
+                    np.float32(2) * v0,
+                    np.float32(2) * v1,
+                    np.float32(2) * v2,
+                    np.float32(2) * v3,
+                )
+                a0, a1, a2, a3, b0, b1, b2, b3 = (
+                    e[t0],
+                    e[t1],
+                    e[t2],
+                    e[t3],
+                    x[t0],
+                    x[t1],
+                    x[t2],
+                    x[t3],
+                )
                 for j in range(d):
                     D[j] += (v0 * a0[j] + v1 * a1[j]) + (v2 * a2[j] + v3 * a3[j])
                     E[j] += (g0 * b0[j] + g1 * b1[j]) + (g2 * b2[j] + g3 * b3[j])
             for s in range(fours, end):
                 t, o = rows[s], order[s]
                 v, g, a, b = np.float32(2) * w[t] * values[o], dv[o], e[t], x[t]
-                bias += g; cost += w[t] * values[o]
-                for j in range(d): D[j] += v * a[j]; E[j] += g * b[j]
+                bias += g
+                cost += w[t] * values[o]
+                for j in range(d):
+                    D[j] += v * a[j]
+                    E[j] += g * b[j]
             d_bias[f] += bias
             if lam > 0 and price[f] > 0:
                 row, v = W[f], lam * cost / price[f]
-                for j in range(d): D[j] += v * row[j]
+                for j in range(d):
+                    D[j] += v * row[j]
 
 # %% ../../nbs/part2_dictionaries/21_training.ipynb #bc56e9be
 @patch
 @torch.no_grad()
-def direct(self:Trainer, xc:torch.Tensor, # [n, d] normalised rows minus b_dec
-           w:torch.Tensor, codes:Codes, add:bool=False, lam:float=0.0)->tuple[float, float, torch.Tensor]: # Σ w e², Σ w x², e = x̂ − x [n, d]
+def direct(
+    self: Trainer,
+    xc: torch.Tensor,  # [n, d] normalised rows minus b_dec
+    w: torch.Tensor,
+    codes: Codes,
+    add: bool = False,
+    lam: float = 0.0,
+) -> tuple[float, float, torch.Tensor]:  # Σ w e², Σ w x², e = x̂ − x [n, d]
     "Loss and gradients (into `.grad`) of TopK, BatchTopK and ReLU on a CPU, without autograd."
     p, T = {n: q.detach() for n, q in self.params.items()}, torch.get_num_threads()
     price = p["W_dec"].norm(dim=1) if lam else torch.zeros(len(p["W_dec"]))
     e, dv, sums = self._kept("error", xc.shape), torch.empty(len(codes.indices)), np.zeros((T, 2))
     flat = lambda *ts: [t.numpy() for t in ts]
-    _token_pass(*flat(codes.indptr, codes.indices, codes.values, p["W_dec"], xc, w), np.float32(lam), price.numpy(), *flat(e, dv), sums)
+    _token_pass(
+        *flat(codes.indptr, codes.indices, codes.values, p["W_dec"], xc, w),
+        np.float32(lam),
+        price.numpy(),
+        *flat(e, dv),
+        sums,
+    )
     turned, order = transpose(codes)
-    for n in ("W_dec", "W_enc", "b_enc"): self.params[n].grad = self._kept("grad." + n, p[n].shape)
+    for n in ("W_dec", "W_enc", "b_enc"):
+        self.params[n].grad = self._kept("grad." + n, p[n].shape)
     g = {n: self.params[n].grad for n in ("W_dec", "W_enc", "b_enc")}
-    _feature_pass(*flat(turned.indptr, turned.indices, order, codes.values, dv, e, xc, w, p["W_dec"]), np.float32(lam), price.numpy(), add, *flat(g["W_dec"], g["W_enc"], g["b_enc"]))
+    _feature_pass(
+        *flat(turned.indptr, turned.indices, order, codes.values, dv, e, xc, w, p["W_dec"]),
+        np.float32(lam),
+        price.numpy(),
+        add,
+        *flat(g["W_dec"], g["W_enc"], g["b_enc"]),
+    )
     outer = self.scratch.pop("outer", torch.zeros(xc.shape[1])) if add else torch.zeros(xc.shape[1])
     self.scratch["outer"] = outer + 2 * (w @ e)
     self.params["b_dec"].grad = self.scratch["outer"] - g["b_enc"] @ p["W_enc"]
@@ -430,268 +663,494 @@ def direct(self:Trainer, xc:torch.Tensor, # [n, d] normalised rows minus b_dec
 
 # %% ../../nbs/part2_dictionaries/21_training.ipynb #0a5942f2
 @patch
-def loss_dead(self:Trainer, x, e, w):
+def loss_dead(self: Trainer, x, e, w):
     "α ‖e − ê‖²: dead features alone shall reconstruct what is left over (AuxK, Gao et al. 2024)."
     c, dead = self.config, self.dead.nonzero()[:, 0]
     k = min(c.k_aux or min(self.sae.d // 2, 2 * (c.k or 32)), len(dead))
     xc = x - self.params["b_dec"].detach()
     W, b = self.params["W_enc"][dead], self.params["b_enc"][dead]
-    with torch.no_grad(): codes = join([select_top(torch.addmm(b, part, W.T), k) for part in xc.split(max(64, BUDGET // len(dead)))])
+    with torch.no_grad():
+        codes = join(
+            [
+                select_top(torch.addmm(b, part, W.T), k)
+                for part in xc.split(max(64, BUDGET // len(dead)))
+            ]
+        )
     p = Pattern(codes)
     values = _Encode.apply(xc, W, b, torch.zeros_like(self.params["b_dec"]), p, codes.values)
-    return c.aux * _squares(_Decode.apply(values, self.params["W_dec"][dead], torch.zeros_like(self.params["b_dec"]), p) + e.detach(), w)
+    return c.aux * _squares(
+        _Decode.apply(values, self.params["W_dec"][dead], torch.zeros_like(self.params["b_dec"]), p)
+        + e.detach(),
+        w,
+    )
 
 # %% ../../nbs/part2_dictionaries/21_training.ipynb #011ad21e
-def _micro(n, l0, budget:int=2**23): # rows at a time, so that the entries of one pass stay below the budget
+def _micro(
+    n, l0, budget: int = 2**23
+):  # rows at a time, so that the entries of one pass stay below the budget
     return n if l0 * n <= budget else max(64, int(budget / max(l0, 1)))
 
+
 @patch
-def _part(self:Trainer, x, w, add:bool)->tuple[float, float, Codes]: # x: normalised; loss, Σ w e², what was active
+def _part(
+    self: Trainer, x, w, add: bool
+) -> tuple[float, float, Codes]:  # x: normalised; loss, Σ w e², what was active
     "Loss and gradients of a part of the batch."
     c = self.config
     if c.variant in ("topk", "batchtopk", "relu") and self.device.type == "cpu":
-        xc, lam = torch.sub(x, self.params["b_dec"].detach(), out=self._kept("centred", x.shape)), self.sparsity if c.variant == "relu" else 0.0
-        codes = self._top(xc) if c.variant == "topk" else self._batch_top(xc) if c.variant == "batchtopk" else self._above(xc, 0.0)
+        xc, lam = torch.sub(x, self.params["b_dec"].detach(), out=self._kept("centred", x.shape)), (
+            self.sparsity if c.variant == "relu" else 0.0
+        )
+        codes = (
+            self._top(xc)
+            if c.variant == "topk"
+            else self._batch_top(xc) if c.variant == "batchtopk" else self._above(xc, 0.0)
+        )
         squares, _, e = self.direct(xc, w, codes, add, lam)
         loss = squares
-        if c.variant == "batchtopk": self._track_cut(codes)
-        if lam: loss += lam * float(_per_token(codes.values * self.params["W_dec"].detach().norm(dim=1)[codes.indices.long()], codes, w))
+        if c.variant == "batchtopk":
+            self._track_cut(codes)
+        if lam:
+            loss += lam * float(
+                _per_token(
+                    codes.values * self.params["W_dec"].detach().norm(dim=1)[codes.indices.long()],
+                    codes,
+                    w,
+                )
+            )
     else:
         loss, e, codes = getattr(self, f"loss_{c.variant}")(x, w)
         loss.backward()
         loss, e = float(loss.detach()), e.detach()
         squares = float(_squares(e, w))
     if c.variant in UNIT and c.aux and self.dead.any():
-        more = self.loss_dead(x, e, w); more.backward(); loss += float(more.detach())
+        more = self.loss_dead(x, e, w)
+        more.backward()
+        loss += float(more.detach())
     return loss, squares, codes
 
+
 @patch
-def train_step(self:Trainer, x:torch.Tensor, # [n, d] activations of the model
-               weight:torch.Tensor|None=None # [n] how many rows of text each stands for
-              )->dict: # loss, explained variance, l0, dead
+def train_step(
+    self: Trainer,
+    x: torch.Tensor,  # [n, d] activations of the model
+    weight: torch.Tensor | None = None,  # [n] how many rows of text each stands for
+) -> dict:  # loss, explained variance, l0, dead
     "One step; raises `FloatingPointError` when the loss or the gradient is not finite."
     c = self.config
-    x = torch.sub(x.to(self.device, torch.float32), self.sae.mean, out=self._kept("x", x.shape)).mul_(self.sae.scale)
-    w = torch.full((len(x),), 1 / len(x), device=self.device) if weight is None else (weight / weight.sum()).to(self.device, torch.float32)
-    if not self.step and c.start_density: self._sparse_start(x)
-    for p in self.params.values(): p.grad = None
+    x = torch.sub(
+        x.to(self.device, torch.float32), self.sae.mean, out=self._kept("x", x.shape)
+    ).mul_(self.sae.scale)
+    w = (
+        torch.full((len(x),), 1 / len(x), device=self.device)
+        if weight is None
+        else (weight / weight.sum()).to(self.device, torch.float32)
+    )
+    if not self.step and c.start_density:
+        self._sparse_start(x)
+    for p in self.params.values():
+        p.grad = None
     total, squares, entries, fired = 0.0, 0.0, 0, torch.zeros_like(self.silent, dtype=torch.bool)
-    rows = len(x) if c.variant in UNIT else _micro(len(x), getattr(self, "density", c.start_density or 0.5) * c.n_features)
+    rows = (
+        len(x)
+        if c.variant in UNIT
+        else _micro(len(x), getattr(self, "density", c.start_density or 0.5) * c.n_features)
+    )
     for i, (part, share) in enumerate(zip(x.split(rows), w.split(rows))):
         loss, left, codes = self._part(part, share, i > 0)
-        total += loss; squares += left; entries += len(codes.indices); fired[codes.indices.long()] = True
+        total += loss
+        squares += left
+        entries += len(codes.indices)
+        fired[codes.indices.long()] = True
     self.density = entries / len(x) / c.n_features
     self.silent = torch.where(fired, 0, self.silent + len(x))
     self._update(total)
-    if self.step in {round(s * self.steps) for s in c.resample}: self._resample(x)
+    if self.step in {round(s * self.steps) for s in c.resample}:
+        self._resample(x)
     spread = float(w @ torch.linalg.vector_norm(x, dim=1).square()) - float((w @ x).square().sum())
-    return dict(loss=total, explained_variance=1 - squares / max(spread, 1e-30), l0=entries / len(x), dead=float(self.dead.float().mean()))
+    return dict(
+        loss=total,
+        explained_variance=1 - squares / max(spread, 1e-30),
+        l0=entries / len(x),
+        dead=float(self.dead.float().mean()),
+    )
 
 # %% ../../nbs/part2_dictionaries/21_training.ipynb #f85c9b8f
 @patch
 @torch.no_grad()
-def _update(self:Trainer, loss):
+def _update(self: Trainer, loss):
     "Clip, Adam (thresholds, which live on a logarithmic scale, ten times faster), unit rows, running average."
     c = self.config
     grads = {n: p.grad for n, p in self.params.items() if p.grad is not None}
     norm = float(torch.stack([torch.linalg.vector_norm(g) for g in grads.values()]).norm())
-    if not (math.isfinite(loss) and math.isfinite(norm)): raise FloatingPointError(f"loss {loss}, norm of the gradient {norm}")
+    if not (math.isfinite(loss) and math.isfinite(norm)):
+        raise FloatingPointError(f"loss {loss}, norm of the gradient {norm}")
     lr, self.step = self.lr, self.step + 1
     for n, g in grads.items():
-        adam_rows(self.params[n], g, *self.moments[n], lr * (10 if n == "log_threshold" else 1), self.step, c.beta1, c.beta2, c.eps, min(1.0, c.clip / max(norm, 1e-12)), unit=n == "W_dec" and c.variant in (*UNIT, "gated"))
-    for n, a in self.average.items(): a.lerp_(self.params[n].detach(), 1 - min(c.ema, self.step / (self.step + 10)))
+        adam_rows(
+            self.params[n],
+            g,
+            *self.moments[n],
+            lr * (10 if n == "log_threshold" else 1),
+            self.step,
+            c.beta1,
+            c.beta2,
+            c.eps,
+            min(1.0, c.clip / max(norm, 1e-12)),
+            unit=n == "W_dec" and c.variant in (*UNIT, "gated"),
+        )
+    for n, a in self.average.items():
+        a.lerp_(self.params[n].detach(), 1 - min(c.ema, self.step / (self.step + 10)))
+
 
 @patch
 @torch.no_grad()
-def _sparse_start(self:Trainer, x):
+def _sparse_start(self: Trainer, x):
     "Biases that let each feature be active on the same small share of the first rows (Anthropic, January 2025)."
     some, W = x[:2048] - self.params["b_dec"], self.params["W_enc"]
     keep = max(1, round(self.config.start_density * len(some)))
     for part in torch.arange(len(W), device=self.device).split(max(1, BUDGET // len(some))):
         self.params["b_enc"][part] = -(some @ W[part].T).topk(keep, dim=0).values[-1]
-    if "b_mag" in self.params: self.params["b_mag"].copy_(self.params["b_enc"])
+    if "b_mag" in self.params:
+        self.params["b_mag"].copy_(self.params["b_enc"])
 
 # %% ../../nbs/part2_dictionaries/21_training.ipynb #6583be47
 @patch
 @torch.no_grad()
-def _resample(self:Trainer, x):
+def _resample(self: Trainer, x):
     "Dead features start again in the direction of badly reconstructed rows, chosen with chance ∝ their squared error squared (Bricken et al. 2023)."
     dead = self.dead.nonzero()[:, 0]
-    if not len(dead): return
+    if not len(dead):
+        return
     x_hat = self.finished_decode(x)
     loss = (x - x_hat).square().sum(1)
     g = torch.Generator().manual_seed(self.config.seed + self.step)
-    rows = torch.multinomial(loss.square().cpu().double() + 1e-12, len(dead), replacement=True, generator=g).to(self.device)
+    rows = torch.multinomial(
+        loss.square().cpu().double() + 1e-12, len(dead), replacement=True, generator=g
+    ).to(self.device)
     direction, p = F.normalize((x - x_hat)[rows], dim=1), self.params
     alive = p["W_enc"][~self.dead].norm(dim=1).mean() if (~self.dead).any() else 1.0
     p["W_dec"][dead], p["W_enc"][dead], p["b_enc"][dead] = direction, 0.2 * alive * direction, 0.0
     for n, pair in self.moments.items():
-        for m in pair if len(self.params[n]) == self.config.n_features else (): m[dead] = 0
+        for m in pair if len(self.params[n]) == self.config.n_features else ():
+            m[dead] = 0
     self.silent[dead] = 0
 
+
 @patch
-def finished_decode(self:Trainer, x): # [n, d] normalised in and out, with the weights as they are
-    s = self.finished(); s.scale, s.mean = 1.0, torch.zeros_like(s.mean)
+def finished_decode(self: Trainer, x):  # [n, d] normalised in and out, with the weights as they are
+    s = self.finished()
+    s.scale, s.mean = 1.0, torch.zeros_like(s.mean)
     return s.to(x.device)(x)
 
 # %% ../../nbs/part2_dictionaries/21_training.ipynb #d33ea032
 @patch
 @torch.no_grad()
-def finished(self:Trainer, meta:dict|None=None)->SAE:
+def finished(self: Trainer, meta: dict | None = None) -> SAE:
     "The dictionary as it stands: thresholds set, decoder rows of length one."
     c, q = self.config, self.average or self.params
-    sae = SAE(self.sae.d, c.n_features, c.variant, c.k, self.sae.scale, self.sae.mean.cpu(), meta).to(self.device)
-    for n in ("W_enc", "b_enc", "W_dec", "b_dec"): getattr(sae, n).copy_(q[n])
-    if c.variant == "jumprelu": sae.threshold.copy_(q["log_threshold"].exp())
-    if c.variant in ("batchtopk", "matryoshka"): sae.threshold.fill_(float(self.cut))
+    sae = SAE(
+        self.sae.d, c.n_features, c.variant, c.k, self.sae.scale, self.sae.mean.cpu(), meta
+    ).to(self.device)
+    for n in ("W_enc", "b_enc", "W_dec", "b_dec"):
+        getattr(sae, n).copy_(q[n])
+    if c.variant == "jumprelu":
+        sae.threshold.copy_(q["log_threshold"].exp())
+    if c.variant in ("batchtopk", "matryoshka"):
+        sae.threshold.fill_(float(self.cut))
     if c.variant == "gated":
-        sae.W_enc.mul_(q["r"].exp()[:, None]); sae.b_enc.copy_(q["b_mag"])
+        sae.W_enc.mul_(q["r"].exp()[:, None])
+        sae.b_enc.copy_(q["b_mag"])
         sae.threshold.copy_((q["b_mag"] - q["r"].exp() * q["b_enc"]).clamp(min=0))
     length = sae.W_dec.norm(dim=1).clamp(min=1e-12)
     sae.W_dec.div_(length[:, None])
-    if c.variant not in UNIT: sae.W_enc.mul_(length[:, None]); sae.b_enc.mul_(length); sae.threshold.mul_(length)
+    if c.variant not in UNIT:
+        sae.W_enc.mul_(length[:, None])
+        sae.b_enc.mul_(length)
+        sae.threshold.mul_(length)
     return sae.cpu()
 
 # %% ../../nbs/part2_dictionaries/21_training.ipynb #edc25d4b
-def rows_of(source)->int: # how many training rows a tensor or a store has
-    if torch.is_tensor(source) and source.ndim != 2: raise WorkbookError(f"training rows of shape {list(source.shape)}: wants [n, d]; flatten the dimensions before the last")
+def rows_of(source) -> int:  # how many training rows a tensor or a store has
+    if torch.is_tensor(source) and source.ndim != 2:
+        raise WorkbookError(
+            f"training rows of shape {list(source.shape)}: wants [n, d]; flatten the dimensions"
+            " before the last"
+        )
     n = len(source)
-    if not n: raise WorkbookError(f"{source!r}: there is no row to train on; extract more tokens or a larger fraction")
+    if not n:
+        raise WorkbookError(
+            f"{source!r}: there is no row to train on; extract more tokens or a larger fraction"
+        )
     return n
 
 # %% ../../nbs/part2_dictionaries/21_training.ipynb #3adcabcf
-def stream(source, size:int, steps:int, start:int=0, seed:int=0):
+def stream(source, size: int, steps: int, start: int = 0, seed: int = 0):
     "Batches `start`…`steps` of a tensor (a new order every epoch) or a store (already shuffled): pairs of rows [size, d] and weights [size] or None."
     each = rows_of(source) // size
-    if not each: raise WorkbookError(f"{rows_of(source):,} rows are less than one batch of {size:,}: lower batch, or extract more")
+    if not each:
+        raise WorkbookError(
+            f"{rows_of(source):,} rows are less than one batch of {size:,}: lower batch, or extract"
+            " more"
+        )
     step = start
     while step < steps:
         epoch, at = divmod(step, each)
         n = min(each - at, steps - step)
         if _is_store(source):
-            for rows, _ in zip(source.batches(size, start=at * size), range(n)): yield rows.activations, source.weights(rows.token) if source.rates is not None else None
+            for rows, _ in zip(source.batches(size, start=at * size), range(n)):
+                yield rows.activations, (
+                    source.weights(rows.token) if source.rates is not None else None
+                )
         else:
-            order = torch.randperm(len(source), generator=torch.Generator().manual_seed(seed * 1000 + epoch))
-            for i in range(at, at + n): yield source[order[i * size:(i + 1) * size]], None
+            order = torch.randperm(
+                len(source), generator=torch.Generator().manual_seed(seed * 1000 + epoch)
+            )
+            for i in range(at, at + n):
+                yield source[order[i * size : (i + 1) * size]], None
         step += n
 
 # %% ../../nbs/part2_dictionaries/21_training.ipynb #7d7cde1b
 @patch
-def state(self:Trainer)->dict: # name → tensor
+def state(self: Trainer) -> dict:  # name → tensor
     "Everything that a later step depends on."
-    out = {f"param.{n}": p.detach() for n, p in self.params.items()} | {f"average.{n}": a for n, a in self.average.items()}
-    for n, (m, v) in self.moments.items(): out |= {f"m.{n}": m, f"v.{n}": v}
+    out = {f"param.{n}": p.detach() for n, p in self.params.items()} | {
+        f"average.{n}": a for n, a in self.average.items()
+    }
+    for n, (m, v) in self.moments.items():
+        out |= {f"m.{n}": m, f"v.{n}": v}
     density = getattr(self, "density", -1.0)
-    return out | dict(silent=self.silent, cut=self.cut, step=torch.tensor(self.step), density=torch.tensor(density, dtype=torch.float64))
+    return out | dict(
+        silent=self.silent,
+        cut=self.cut,
+        step=torch.tensor(self.step),
+        density=torch.tensor(density, dtype=torch.float64),
+    )
+
 
 @patch
 @torch.no_grad()
-def restore(self:Trainer, state:dict):
+def restore(self: Trainer, state: dict):
     "Go back to a state."
     for n, t in self.state().items():
-        if n not in ("step", "density", "cut", "silent"): t.copy_(state[n])
-    self.silent, self.cut, self.step = state["silent"].to(self.device), state["cut"].to(self.device), int(state["step"])
-    if float(state["density"]) >= 0: self.density = float(state["density"])
+        if n not in ("step", "density", "cut", "silent"):
+            t.copy_(state[n])
+    self.silent, self.cut, self.step = (
+        state["silent"].to(self.device),
+        state["cut"].to(self.device),
+        int(state["step"]),
+    )
+    if float(state["density"]) >= 0:
+        self.density = float(state["density"])
 
 # %% ../../nbs/part2_dictionaries/21_training.ipynb #f6505ed3
 CHECKPOINT, LOG = "checkpoint.safetensors", "log.jsonl"
 
-def _digest(source): # of the first rows that are trained on
+
+def _digest(source):  # of the first rows that are trained on
     rows, _ = next(stream(source, min(64, rows_of(source)), 1))
     return hashlib.sha256(rows.float().cpu().contiguous().numpy().tobytes()).hexdigest()[:16]
 
-def _save_checkpoint(folder, trainers, about):
-    tensors = {f"{i}.{n}": t.cpu().contiguous() for i, tr in enumerate(trainers) for n, t in tr.state().items()}
-    with atomic_write(folder/CHECKPOINT) as part: safetensors.torch.save_file(tensors, part, {"about": json.dumps(about)})
 
-def _load_checkpoint(folder, trainers, wanted)->float: # seconds so far
-    path = folder/CHECKPOINT
-    if not path.exists(): return 0.0
+def _save_checkpoint(folder, trainers, about):
+    tensors = {
+        f"{i}.{n}": t.cpu().contiguous()
+        for i, tr in enumerate(trainers)
+        for n, t in tr.state().items()
+    }
+    with atomic_write(folder / CHECKPOINT) as part:
+        safetensors.torch.save_file(tensors, part, {"about": json.dumps(about)})
+
+
+def _load_checkpoint(folder, trainers, wanted) -> float:  # seconds so far
+    path = folder / CHECKPOINT
+    if not path.exists():
+        return 0.0
     try:
-        with safetensors.safe_open(path, "pt") as f: about, tensors = json.loads(f.metadata()["about"]), {k: f.get_tensor(k) for k in f.keys()}
-    except (safetensors.SafetensorError, OSError, KeyError, TypeError) as e: raise WorkbookError(f"{path}: not a readable checkpoint ({str(e).splitlines()[0]}); delete it to start again") from None
+        with safetensors.safe_open(path, "pt") as f:
+            about, tensors = json.loads(f.metadata()["about"]), {
+                k: f.get_tensor(k) for k in f.keys()
+            }
+    except (safetensors.SafetensorError, OSError, KeyError, TypeError) as e:
+        raise WorkbookError(
+            f"{path}: not a readable checkpoint ({str(e).splitlines()[0]}); delete it to start"
+            " again"
+        ) from None
     if wrong := [k for k in wanted if about.get(k) != wanted[k]]:
-        raise WorkbookError(f"{path}: belongs to another training: " + "; ".join(f"{k} {about.get(k)!r} (now {wanted[k]!r})" for k in wrong) + ". Use another folder, or delete it to start again.")
-    for i, tr in enumerate(trainers): tr.restore({n[len(f"{i}."):]: t for n, t in tensors.items() if n.startswith(f"{i}.")})
+        raise WorkbookError(
+            f"{path}: belongs to another training: "
+            + "; ".join(f"{k} {about.get(k)!r} (now {wanted[k]!r})" for k in wrong)
+            + ". Use another folder, or delete it to start again."
+        )
+    for i, tr in enumerate(trainers):
+        tr.restore({n[len(f"{i}.") :]: t for n, t in tensors.items() if n.startswith(f"{i}.")})
     return about["seconds"]
 
 # %% ../../nbs/part2_dictionaries/21_training.ipynb #fea19971
-def read_log(folder:str|Path)->list[dict]: # a record for each logged step of each dictionary
+def read_log(folder: str | Path) -> list[dict]:  # a record for each logged step of each dictionary
     "The training log: step, tokens, which, loss, explained_variance, l0, dead, lr, sparsity, seconds."
-    path = Path(folder)/LOG
+    path = Path(folder) / LOG
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
 
 def _rewind_log(folder, step):
     kept = [r for r in read_log(folder) if r["step"] <= step]
-    with atomic_write(folder/LOG) as part: part.write_text("".join(json.dumps(r) + "\n" for r in kept))
+    with atomic_write(folder / LOG) as part:
+        part.write_text("".join(json.dumps(r) + "\n" for r in kept))
+
 
 def _post_mortem(folder, trainer, x, error):
     "Save what a step failed on."
-    path = folder/"postmortem.safetensors"
-    about = dict(error=str(error), step=trainer.step, config=json.dumps(dataclasses.asdict(trainer.config)))
-    with atomic_write(path) as part: safetensors.torch.save_file({"batch": x.contiguous().cpu(), **{n: t.contiguous().cpu() for n, t in trainer.state().items()}}, part, {k: str(v) for k, v in about.items()})
+    path = folder / "postmortem.safetensors"
+    about = dict(
+        error=str(error), step=trainer.step, config=json.dumps(dataclasses.asdict(trainer.config))
+    )
+    with atomic_write(path) as part:
+        safetensors.torch.save_file(
+            {
+                "batch": x.contiguous().cpu(),
+                **{n: t.contiguous().cpu() for n, t in trainer.state().items()},
+            },
+            part,
+            {k: str(v) for k, v in about.items()},
+        )
     return path
 
 # %% ../../nbs/part2_dictionaries/21_training.ipynb #9b4f4f51
-def train(source, # [n, d] tensor or a `Store` (chapter 12): the training rows
-          configs, # a `TrainConfig`, or several of one batch size, seed and length, which then share the stream
-          folder:str|Path|None=None, # for the log and checkpoints; None keeps neither
-          every:int=20, # steps between two records of the log
-          checkpoint:int=200, # steps between two checkpoints
-          device=None, meta:dict|None=None, # kept in the dictionary
-          stop_at:int|None=None # end at this step, as if interrupted
-         )->SAE|list[SAE]: # as many as configurations
+def train(
+    source,  # [n, d] tensor or a `Store` (chapter 12): the training rows
+    configs,  # a `TrainConfig`, or several of one batch size, seed and length, which then share the stream
+    folder: str | Path | None = None,  # for the log and checkpoints; None keeps neither
+    every: int = 20,  # steps between two records of the log
+    checkpoint: int = 200,  # steps between two checkpoints
+    device=None,
+    meta: dict | None = None,  # kept in the dictionary
+    stop_at: int | None = None,  # end at this step, as if interrupted
+) -> SAE | list[SAE]:  # as many as configurations
     "Train one or several dictionaries in one pass; goes on from the folder's checkpoint if there is one."
-    several = isinstance(configs, (list, tuple)); configs = list(configs) if several else [configs]
+    several = isinstance(configs, (list, tuple))
+    configs = list(configs) if several else [configs]
     trainers, steps = _prepare(source, configs, device)
     folder, started, seconds = folder and Path(folder), time.time(), 0.0
-    about = dict(configs=json.loads(json.dumps([dataclasses.asdict(c) for c in configs])), rows=rows_of(source), source=_digest(source))
-    if folder: folder.mkdir(parents=True, exist_ok=True); seconds = _load_checkpoint(folder, trainers, about); _rewind_log(folder, trainers[0].step)
+    about = dict(
+        configs=json.loads(json.dumps([dataclasses.asdict(c) for c in configs])),
+        rows=rows_of(source),
+        source=_digest(source),
+    )
+    if folder:
+        folder.mkdir(parents=True, exist_ok=True)
+        seconds = _load_checkpoint(folder, trainers, about)
+        _rewind_log(folder, trainers[0].step)
     first, last = trainers[0].step, min(steps, stop_at or steps)
     bar = progress(None, "training", total=steps, unit="steps", initial=first)
-    for step, (x, w) in enumerate(stream(source, configs[0].batch, last, first, configs[0].seed), first + 1):
+    for step, (x, w) in enumerate(
+        stream(source, configs[0].batch, last, first, configs[0].seed), first + 1
+    ):
         for i, t in enumerate(trainers):
-            try: record = t.train_step(x, w)
+            try:
+                record = t.train_step(x, w)
             except FloatingPointError as e:
                 where = _post_mortem(folder, t, x, e) if folder else "nowhere (no folder was given)"
-                raise WorkbookError(f"step {step} of {steps}: {e}. The batch and the weights are saved in {where}. Lower lr={t.lr:.2g}, or look at the batch for NaN.") from None
-            if folder and (step % every == 0 or step == last or step == 1): _log(folder, i, t, record, seconds + time.time() - started)
-        bar.update(); bar.set_postfix_str(_short(record), refresh=False)
-        if folder and (step % checkpoint == 0 or step == last): _save_checkpoint(folder, trainers, about | dict(seconds=seconds + time.time() - started))
+                raise WorkbookError(
+                    f"step {step} of {steps}: {e}. The batch and the weights are saved in {where}."
+                    f" Lower lr={t.lr:.2g}, or look at the batch for NaN."
+                ) from None
+            if folder and (step % every == 0 or step == last or step == 1):
+                _log(folder, i, t, record, seconds + time.time() - started)
+        bar.update()
+        bar.set_postfix_str(_short(record), refresh=False)
+        if folder and (step % checkpoint == 0 or step == last):
+            _save_checkpoint(
+                folder, trainers, about | dict(seconds=seconds + time.time() - started)
+            )
     bar.close()
-    saes = [t.finished({**(meta or {}), "training": {**dataclasses.asdict(t.config), "lr": t.config.lr or default_lr(t.config), "steps": t.step, "rows": t.step * t.config.batch}}) for t in trainers]
+    saes = [
+        t.finished(
+            {
+                **(meta or {}),
+                "training": {
+                    **dataclasses.asdict(t.config),
+                    "lr": t.config.lr or default_lr(t.config),
+                    "steps": t.step,
+                    "rows": t.step * t.config.batch,
+                },
+            }
+        )
+        for t in trainers
+    ]
     return saes if several else saes[0]
 
 # %% ../../nbs/part2_dictionaries/21_training.ipynb #e13dfb95
 def _prepare(source, configs, device):
     "Trainers for the configurations, and how many steps they take."
     c = configs[0]
-    if len({(x.batch, x.epochs, x.seed) for x in configs}) > 1: raise WorkbookError("several dictionaries on one stream need the same batch, epochs and seed; train the others apart")
+    if len({(x.batch, x.epochs, x.seed) for x in configs}) > 1:
+        raise WorkbookError(
+            "several dictionaries on one stream need the same batch, epochs and seed; train the"
+            " others apart"
+        )
     steps = int(rows_of(source) // c.batch * c.epochs)
-    if not steps: raise WorkbookError(f"{rows_of(source):,} rows × {c.epochs} epochs are less than one batch of {c.batch:,}: lower batch, or extract more")
+    if not steps:
+        raise WorkbookError(
+            f"{rows_of(source):,} rows × {c.epochs} epochs are less than one batch of {c.batch:,}:"
+            " lower batch, or extract more"
+        )
     scales = {x.centre: scale_and_mean(source, x.centre) for x in configs}
-    return [Trainer(x, len(scales[x.centre][1]), steps, *scales[x.centre], device) for x in configs], steps
+    return [
+        Trainer(x, len(scales[x.centre][1]), steps, *scales[x.centre], device) for x in configs
+    ], steps
 
-def _short(r): return f"loss {r['loss']:.1f}  EV {r['explained_variance']:.3f}  L0 {r['l0']:.0f}  dead {100 * r['dead']:.1f} %"
+
+def _short(r):
+    return (
+        f"loss {r['loss']:.1f}  EV {r['explained_variance']:.3f}  L0 {r['l0']:.0f}  dead"
+        f" {100 * r['dead']:.1f} %"
+    )
+
 
 def _log(folder, i, t, record, seconds):
-    line = dict(step=t.step, tokens=t.step * t.config.batch, which=i, **{k: round(v, 6) for k, v in record.items()}, lr=t.lr if t.step < t.steps else 0.0, sparsity=t.sparsity, seconds=round(seconds, 2))
-    with (folder/LOG).open("a") as f: f.write(json.dumps(line) + "\n")
+    line = dict(
+        step=t.step,
+        tokens=t.step * t.config.batch,
+        which=i,
+        **{k: round(v, 6) for k, v in record.items()},
+        lr=t.lr if t.step < t.steps else 0.0,
+        sparsity=t.sparsity,
+        seconds=round(seconds, 2),
+    )
+    with (folder / LOG).open("a") as f:
+        f.write(json.dumps(line) + "\n")
 
 # %% ../../nbs/part2_dictionaries/21_training.ipynb #44e3eadb
-def plot_log(folder:str|Path, # of `train`
-             names:list[str]|None=None # of its dictionaries
-            ): # figure, axes
+def plot_log(
+    folder: str | Path, names: list[str] | None = None  # of `train`  # of its dictionaries
+):  # figure, axes
     "Explained variance, active features and dead share of a training over its tokens; raises `WorkbookError` if there is no log."
     from sae_notebooks import plots
+
     log = read_log(folder)
-    if not log: raise WorkbookError(f"{folder}: no {LOG}; give `train` a folder to keep one")
-    fig, axes = plots.figure(9, 2.8, ["Explained variance", "Active features a token", "Dead features (%)"], "training rows (thousands)", ["share", "L0", "% of the features"], columns=3)
+    if not log:
+        raise WorkbookError(f"{folder}: no {LOG}; give `train` a folder to keep one")
+    fig, axes = plots.figure(
+        9,
+        2.8,
+        ["Explained variance", "Active features a token", "Dead features (%)"],
+        "training rows (thousands)",
+        ["share", "L0", "% of the features"],
+        columns=3,
+    )
     for i in sorted({r["which"] for r in log}):
         mine = [r for r in log if r["which"] == i]
-        for ax, key, unit in zip(axes.flat, ("explained_variance", "l0", "dead"), (1, 1, 100)): ax.plot([r["tokens"] / 1000 for r in mine], [unit * r[key] for r in mine], label=names[i] if names else str(i))
-    if len({r["which"] for r in log}) > 1: axes.flat[2].legend(fontsize=7)
-    axes.flat[0].set_ylim(0, 1); axes.flat[1].set_yscale("log")
+        for ax, key, unit in zip(axes.flat, ("explained_variance", "l0", "dead"), (1, 1, 100)):
+            ax.plot(
+                [r["tokens"] / 1000 for r in mine],
+                [unit * r[key] for r in mine],
+                label=names[i] if names else str(i),
+            )
+    if len({r["which"] for r in log}) > 1:
+        axes.flat[2].legend(fontsize=7)
+    axes.flat[0].set_ylim(0, 1)
+    axes.flat[1].set_yscale("log")
     axes.flat[2].set_ylim(0, max(1.0, 110 * max(r["dead"] for r in log)))
     fig.tight_layout()
     return fig, axes

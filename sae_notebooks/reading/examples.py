@@ -25,24 +25,35 @@ from .features import Entry, FeatureStore, Hit
 from fastcore.basics import patch
 
 # %% ../../nbs/part3_reading/31_examples.ipynb #7c3073bf
-def site_of(lm:LanguageModel, sae:SAE): # `Site`
+def site_of(lm: LanguageModel, sae: SAE):  # `Site`
     "Where a dictionary reads: what it says itself, or the middle of the model."
     return as_site((sae.meta or {}).get("site") or lm.middle)
 
-def _batch(lm, ids): # int64 [1, n] from any array; refuses what the model cannot read
+
+def _batch(lm, ids):  # int64 [1, n] from any array; refuses what the model cannot read
     ids = torch.as_tensor(np.asarray(ids, np.int64))[None]
-    if ids.shape[1] > lm.context: raise WorkbookError(f"the text has {ids.shape[1]:,} tokens, but {lm.name} reads at most {lm.context:,} at once; shorten it, or build a store of it, which reads long documents in windows")
-    if not ids.shape[1]: raise WorkbookError("the text is empty; there is no token to look at")
+    if ids.shape[1] > lm.context:
+        raise WorkbookError(
+            f"the text has {ids.shape[1]:,} tokens, but {lm.name} reads at most {lm.context:,} at"
+            " once; shorten it, or build a store of it, which reads long documents in windows"
+        )
+    if not ids.shape[1]:
+        raise WorkbookError("the text is empty; there is no token to look at")
     return ids
 
+
 def _checked(sae, feature):
-    if not (isinstance(feature, (int, np.integer)) and 0 <= feature < sae.n_features): raise WorkbookError(f"feature {feature!r}: this dictionary has features 0…{sae.n_features - 1}")
+    if not (isinstance(feature, (int, np.integer)) and 0 <= feature < sae.n_features):
+        raise WorkbookError(
+            f"feature {feature!r}: this dictionary has features 0…{sae.n_features - 1}"
+        )
     return int(feature)
 
 # %% ../../nbs/part3_reading/31_examples.ipynb #35751fbc
 @torch.no_grad()
-def text_codes(lm:LanguageModel, sae:SAE, ids # [n] tokens
-              ): # `Codes` of n tokens, on the CPU; special tokens have none
+def text_codes(
+    lm: LanguageModel, sae: SAE, ids  # [n] tokens
+):  # `Codes` of n tokens, on the CPU; special tokens have none
     "A text through model and dictionary."
     site, ids = site_of(lm, sae), _batch(lm, ids)
     x = lm.capture(ids, [site], **({"use_cache": False} if lm.generates else {}))[site][0].float()
@@ -50,82 +61,124 @@ def text_codes(lm:LanguageModel, sae:SAE, ids # [n] tokens
     text = ~torch.isin(ids[0], torch.from_numpy(special_ids(lm)).long())
     keep = text[codes.rows()]
     ends = torch.cat([torch.zeros(1, dtype=torch.int64), keep.cumsum(0)])
-    return codes._replace(indptr=ends[codes.indptr], indices=codes.indices[keep], values=codes.values[keep])
+    return codes._replace(
+        indptr=ends[codes.indptr], indices=codes.indices[keep], values=codes.values[keep]
+    )
 
-def feature_values(lm:LanguageModel, sae:SAE, ids, feature:int)->np.ndarray: # float32 [n]
+
+def feature_values(lm: LanguageModel, sae: SAE, ids, feature: int) -> np.ndarray:  # float32 [n]
     "A feature's activation at every token of a text."
     codes, feature = text_codes(lm, sae, ids), _checked(sae, feature)
     of = codes.indices == feature
     return torch.zeros(codes.n).index_put((codes.rows()[of],), codes.values[of]).numpy()
 
 # %% ../../nbs/part3_reading/31_examples.ipynb #ea475555
-def _inputs(lm, ids)->torch.Tensor: # [1, n, width]
+def _inputs(lm, ids) -> torch.Tensor:  # [1, n, width]
     "What goes into the first block."
     return lm.capture(ids, ["resid_pre.0"])[("resid_pre", 0)].detach()
 
-def _with_inputs(lm, sae, ids, x0, feature, target, grad=False)->torch.Tensor: # [rows]
+
+def _with_inputs(lm, sae, ids, x0, feature, target, grad=False) -> torch.Tensor:  # [rows]
     "The feature's value before selection at one token, for given inputs [rows, n, width] of the first block."
     site, ids = site_of(lm, sae), ids.expand(len(x0), -1)
-    with lm.edited({"resid_pre.0": lambda _: x0}): x = lm.capture(ids, [site], grad=grad, **({"use_cache": False} if lm.generates else {}))[site]
+    with lm.edited({"resid_pre.0": lambda _: x0}):
+        x = lm.capture(ids, [site], grad=grad, **({"use_cache": False} if lm.generates else {}))[
+            site
+        ]
     return sae.pre_activations(x[:, target].float(), [feature])[:, 0]
 
+
 def _baseline(x0, baseline):
-    if baseline == "mean": return x0.mean(1, keepdim=True)
-    if baseline == "zero": return torch.zeros_like(x0[:, :1])
-    raise WorkbookError(f"baseline={baseline!r}: use 'mean' (of the text's token vectors) or 'zero'")
+    if baseline == "mean":
+        return x0.mean(1, keepdim=True)
+    if baseline == "zero":
+        return torch.zeros_like(x0[:, :1])
+    raise WorkbookError(
+        f"baseline={baseline!r}: use 'mean' (of the text's token vectors) or 'zero'"
+    )
 
 # %% ../../nbs/part3_reading/31_examples.ipynb #ed7a94c3
-def affects(lm:LanguageModel, sae:SAE, ids, feature:int, target:int, # the token at which the feature is read
-            baseline:str="mean", # what a token is compared with: the mean of the text's token vectors, or "zero"
-            steps:int=1 # 1: the gradient at the text itself; more: its mean on the way from the baseline (Sundararajan et al., 2017)
-           )->np.ndarray: # float32 [n], in units of the feature's value
+def affects(
+    lm: LanguageModel,
+    sae: SAE,
+    ids,
+    feature: int,
+    target: int,  # the token at which the feature is read
+    baseline: str = "mean",  # what a token is compared with: the mean of the text's token vectors, or "zero"
+    steps: int = 1,  # 1: the gradient at the text itself; more: its mean on the way from the baseline (Sundararajan et al., 2017)
+) -> np.ndarray:  # float32 [n], in units of the feature's value
     "How much each token moves a feature: gradient × (input − baseline), one backward pass (Shrikumar et al., 2017)."
     ids, feature = _batch(lm, ids), _checked(sae, feature)
-    x0 = _inputs(lm, ids); from_base = x0 - _baseline(x0, baseline)
+    x0 = _inputs(lm, ids)
+    from_base = x0 - _baseline(x0, baseline)
     part = torch.ones(1) if steps == 1 else (torch.arange(steps) + 0.5) / steps
     x = (x0 - (1 - part.to(x0))[:, None, None] * from_base).requires_grad_(True)
-    with torch.enable_grad(): z = _with_inputs(lm, sae, ids, x, feature, target, grad=True)
-    gradient, = torch.autograd.grad(z.sum(), x)
+    with torch.enable_grad():
+        z = _with_inputs(lm, sae, ids, x, feature, target, grad=True)
+    (gradient,) = torch.autograd.grad(z.sum(), x)
     return (gradient.mean(0) * from_base[0]).sum(-1).detach().float().cpu().numpy()
 
+
 @torch.no_grad()
-def leave_one_out(lm:LanguageModel, sae:SAE, ids, feature:int, target:int, baseline:str="mean", tokens:int=2**13 # in a batch
-                 )->np.ndarray: # float32 [n]
+def leave_one_out(
+    lm: LanguageModel,
+    sae: SAE,
+    ids,
+    feature: int,
+    target: int,
+    baseline: str = "mean",
+    tokens: int = 2**13,  # in a batch
+) -> np.ndarray:  # float32 [n]
     "The same question asked slowly: put the baseline in place of each token in turn, and see by how much the feature's value falls."
     ids, feature = _batch(lm, ids), _checked(sae, feature)
-    x0 = _inputs(lm, ids); n, base = x0.shape[1], _baseline(x0, baseline)[0, 0]
+    x0 = _inputs(lm, ids)
+    n, base = x0.shape[1], _baseline(x0, baseline)[0, 0]
     whole, out = _with_inputs(lm, sae, ids, x0, feature, target), np.zeros(n, np.float32)
-    size, stop = max(1, tokens // n), target + 1 if lm.generates else n # no later token can matter to a causal model
+    size, stop = max(1, tokens // n), (
+        target + 1 if lm.generates else n
+    )  # no later token can matter to a causal model
     for a in range(0, stop, size):
         rows = torch.arange(a, min(a + size, stop), device=x0.device)
-        changed = x0.repeat(len(rows), 1, 1); changed[torch.arange(len(rows)), rows] = base
-        out[a:a + len(rows)] = (whole - _with_inputs(lm, sae, ids, changed, feature, target)).float().cpu().numpy()
+        changed = x0.repeat(len(rows), 1, 1)
+        changed[torch.arange(len(rows)), rows] = base
+        out[a : a + len(rows)] = (
+            (whole - _with_inputs(lm, sae, ids, changed, feature, target)).float().cpu().numpy()
+        )
     return out
 
 # %% ../../nbs/part3_reading/31_examples.ipynb #d8afa005
 @dataclass(repr=False)
 class Reading:
     "One feature over one text, token by token."
+
     feature: int
     text: str
-    ids: np.ndarray # [n]
-    offsets: np.ndarray # [n, 2] characters
-    values: np.ndarray # [n] the feature
-    target: int|None = None # the token it was asked about
-    affects: np.ndarray|None = None # [n] how much each token moves the feature at the target
-    effects: np.ndarray|None = None # [n] nats: how much the feature helps to predict each token
+    ids: np.ndarray  # [n]
+    offsets: np.ndarray  # [n, 2] characters
+    values: np.ndarray  # [n] the feature
+    target: int | None = None  # the token it was asked about
+    affects: np.ndarray | None = None  # [n] how much each token moves the feature at the target
+    effects: np.ndarray | None = None  # [n] nats: how much the feature helps to predict each token
 
-def read(lm:LanguageModel, sae:SAE, text:str, feature:int, target:int|None=None, # None: where the feature is strongest
-         how:bool=True # also what moves it and what it moves
-        )->Reading:
+
+def read(
+    lm: LanguageModel,
+    sae: SAE,
+    text: str,
+    feature: int,
+    target: int | None = None,  # None: where the feature is strongest
+    how: bool = True,  # also what moves it and what it moves
+) -> Reading:
     "Put a whole text through model and dictionary and look at one feature; raises `WorkbookError` for a text longer than the context."
-    e, = lm.encode([text])
+    (e,) = lm.encode([text])
     return _read(lm, sae, text, e.ids, e.offsets, feature, target, how)
+
 
 def _read(lm, sae, text, ids, offsets, feature, target=None, how=True):
     values = feature_values(lm, sae, ids, feature)
     target = int(values.argmax()) if target is None else int(target)
-    if not 0 <= target < len(ids): raise WorkbookError(f"target={target}: the text has tokens 0…{len(ids) - 1}")
+    if not 0 <= target < len(ids):
+        raise WorkbookError(f"target={target}: the text has tokens 0…{len(ids) - 1}")
     r = Reading(int(feature), text, np.asarray(ids), np.asarray(offsets, np.int64), values, target)
     if how:
         r.affects = affects(lm, sae, ids, feature, target)
@@ -133,75 +186,118 @@ def _read(lm, sae, text, ids, offsets, feature, target=None, how=True):
     return r
 
 # %% ../../nbs/part3_reading/31_examples.ipynb #c24f0220
-def reread(store:FeatureStore, lm:LanguageModel, sae:SAE, hit:Hit, how:bool=True)->Reading:
+def reread(store: FeatureStore, lm: LanguageModel, sae: SAE, hit: Hit, how: bool = True) -> Reading:
     "The document of a hit through model and dictionary again, up to the end of the words around it; a long one in the window in which the store has read it."
     store._check(sae, lm)
     rows, position = store.rows_of(hit.passage.document), hit.passage.position
     ids, offsets = np.asarray(store.token[rows]), store.offsets(rows)
     special = np.array(store.meta["settings"]["special_ids"])
-    w = next(w for w in windows(Entry(0, "", "", ids, offsets), store.meta["settings"]["context"], special) if w.position <= position < w.position + w.b - w.a)
-    lead = w.a - int((~np.isin(w.ids[:w.a], special)).sum()) # special tokens put in front
-    first = w.position - (w.a - lead) # of the document, behind those
+    w = next(
+        w
+        for w in windows(Entry(0, "", "", ids, offsets), store.meta["settings"]["context"], special)
+        if w.position <= position < w.position + w.b - w.a
+    )
+    lead = w.a - int((~np.isin(w.ids[: w.a], special)).sum())  # special tokens put in front
+    first = w.position - (w.a - lead)  # of the document, behind those
     at = np.clip(np.arange(len(w.ids)) - lead + first, 0, len(ids) - 1)
     target = position - w.position + w.a
-    end = max(target + 1, int((offsets[at][:, 0] < hit.passage.right).sum())) if lm.generates else len(at) # to a causal model, what comes behind does not matter
-    return _read(lm, sae, hit.passage.text, w.ids[:end], offsets[at][:end], hit.feature, target, how)
+    end = (
+        max(target + 1, int((offsets[at][:, 0] < hit.passage.right).sum()))
+        if lm.generates
+        else len(at)
+    )  # to a causal model, what comes behind does not matter
+    return _read(
+        lm, sae, hit.passage.text, w.ids[:end], offsets[at][:end], hit.feature, target, how
+    )
 
 # %% ../../nbs/part3_reading/31_examples.ipynb #ae0f68b3
-def unit_effect(sae:SAE, feature:int)->torch.Tensor: # [d]
+def unit_effect(sae: SAE, feature: int) -> torch.Tensor:  # [d]
     "What one unit of a feature adds to the model's activation."
     return (sae.W_dec[_checked(sae, feature)] / sae.scale).detach()
 
+
 @torch.no_grad()
-def effects(lm:LanguageModel, sae:SAE, ids, feature:int, values:np.ndarray|None=None # its activations, if known
-           )->np.ndarray: # float32 [n] nats; nan for the first token, which nothing predicts
+def effects(
+    lm: LanguageModel,
+    sae: SAE,
+    ids,
+    feature: int,
+    values: np.ndarray | None = None,  # its activations, if known
+) -> np.ndarray:  # float32 [n] nats; nan for the first token, which nothing predicts
     "How much a feature helps to predict each token: its log-probability now, minus that with the feature ablated everywhere (its part taken out, all else left as it is)."
     batch, feature = _batch(lm, ids), _checked(sae, feature)
-    v = torch.from_numpy(feature_values(lm, sae, ids, feature) if values is None else np.asarray(values, np.float32)).to(lm.device)
+    v = torch.from_numpy(
+        feature_values(lm, sae, ids, feature) if values is None else np.asarray(values, np.float32)
+    ).to(lm.device)
     part = unit_effect(sae, feature).to(lm.device, lm.dtype)
     clean = lm.token_losses(batch)
-    with lm.edited({site_of(lm, sae): lambda x: x - v[:x.shape[1], None].to(x.dtype) * part}): without = lm.token_losses(batch)
+    with lm.edited({site_of(lm, sae): lambda x: x - v[: x.shape[1], None].to(x.dtype) * part}):
+        without = lm.token_losses(batch)
     return np.concatenate([[np.nan], (without - clean)[0].float().cpu().numpy()]).astype(np.float32)
 
 # %% ../../nbs/part3_reading/31_examples.ipynb #1cae7ec1
 _odd = "&<>\"'\x00-\x1f\x7f-\x9f\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff\ufff9-\ufffb\ud800-\udfff"
 _odd_run = re.compile(f"[{_odd}]")
+
+
 def _named(match):
-    c = match[0]; i = ord(c)
-    if c in "&<>\"'": return html.escape(c)
-    if i in (9, 10, 13): return {9: "→", 10: "↵ ", 13: "␍"}[i]
-    if i < 32: return chr(0x2400 + i)
+    c = match[0]
+    i = ord(c)
+    if c in "&<>\"'":
+        return html.escape(c)
+    if i in (9, 10, 13):
+        return {9: "→", 10: "↵ ", 13: "␍"}[i]
+    if i < 32:
+        return chr(0x2400 + i)
     return "\ufffd" if 0xD800 <= i < 0xE000 else f"⟨U+{i:04X}⟩"
 
-def shown(text:str)->str: # HTML
+
+def shown(text: str) -> str:  # HTML
     "Any text as text: escaped, with names for what would be invisible, turn the line around, or be no character at all."
     return _odd_run.sub(_named, text)
 
 # %% ../../nbs/part3_reading/31_examples.ipynb #1175022c
-LEVELS = "abcdefgh", "ijklmnop" # classes of the colours from faint to full: above zero, below zero
+LEVELS = "abcdefgh", "ijklmnop"  # classes of the colours from faint to full: above zero, below zero
+
 
 def _tagged(words, level, marked):
-    if marked: words = f"<u>{words}</u>"
+    if marked:
+        words = f"<u>{words}</u>"
     return f"<b class={LEVELS[level < 0][abs(level) - 1]}>{words}</b>" if level else words
 
-def coloured(text:str, left:int, right:int, # the stretch to show
-             offsets:np.ndarray, values:np.ndarray, # [n, 2] characters and [n] values of some tokens, in order
-             scale:float, # the value with the fullest colour
-             mark:tuple[int, int]|None=None # characters of the token to underline
-            )->str: # HTML
+
+def coloured(
+    text: str,
+    left: int,
+    right: int,  # the stretch to show
+    offsets: np.ndarray,
+    values: np.ndarray,  # [n, 2] characters and [n] values of some tokens, in order
+    scale: float,  # the value with the fullest colour
+    mark: tuple[int, int] | None = None,  # characters of the token to underline
+) -> str:  # HTML
     "A stretch of text with tokens' values as colour; runs of equal colour share a tag."
-    level = np.ceil(np.abs(values) * (8 / scale) - 1e-6).clip(0, 8) * np.sign(values) if scale else np.zeros(len(values))
-    runs, at = [], left # [start, end, level, marked] of what is not plain
+    level = (
+        np.ceil(np.abs(values) * (8 / scale) - 1e-6).clip(0, 8) * np.sign(values)
+        if scale
+        else np.zeros(len(values))
+    )
+    runs, at = [], left  # [start, end, level, marked] of what is not plain
     for (a, b), v in zip(offsets.tolist(), level.astype(int).tolist()):
-        marked = (a, b) == mark; a, b = max(a, at), min(b, right)
-        if a >= b: # a further token of the same character: the strongest counts
-            if runs and b == runs[-1][1] and b > left: runs[-1][2:] = [max(runs[-1][2], v, key=abs), runs[-1][3] or marked]
+        marked = (a, b) == mark
+        a, b = max(a, at), min(b, right)
+        if a >= b:  # a further token of the same character: the strongest counts
+            if runs and b == runs[-1][1] and b > left:
+                runs[-1][2:] = [max(runs[-1][2], v, key=abs), runs[-1][3] or marked]
         elif v or marked:
-            if runs and runs[-1][1:] == [a, v, marked]: runs[-1][1] = b
-            else: runs.append([a, b, v, marked])
+            if runs and runs[-1][1:] == [a, v, marked]:
+                runs[-1][1] = b
+            else:
+                runs.append([a, b, v, marked])
             at = b
     ends = [left, *(r[1] for r in runs)]
-    return "".join(shown(text[e:a]) + _tagged(shown(text[a:b]), v, m) for e, (a, b, v, m) in zip(ends, runs)) + shown(text[ends[-1]:right])
+    return "".join(
+        shown(text[e:a]) + _tagged(shown(text[a:b]), v, m) for e, (a, b, v, m) in zip(ends, runs)
+    ) + shown(text[ends[-1] : right])
 
 # %% ../../nbs/part3_reading/31_examples.ipynb #2d3858b6
 CSS = """.fc{--on:230,159,0;--neg:0,114,178;--ink:#1a1a1a;--soft:#5c5c5c;--line:#d5d5d5;--paper:#fff;color:var(--ink);background:var(--paper);font:14px/1.55 system-ui,sans-serif;max-width:62em;padding:.8em 1em;border:1px solid var(--line);border-radius:6px;margin:.8em 0;overflow-wrap:anywhere}
@@ -210,199 +306,452 @@ CSS = """.fc{--on:230,159,0;--neg:0,114,178;--ink:#1a1a1a;--soft:#5c5c5c;--line:
 .fc .gr{display:flex;flex-wrap:wrap;gap:.4em 1.8em;margin:.5em 0}.fc ol,.fc ul{padding:0;list-style:none}.fc ol>li{display:grid;grid-template-columns:3.6em 1fr;padding:.3em 0;border-top:1px solid var(--line)}.fc ul{padding:.3em 0;border-top:1px solid var(--line)}
 .fc i{color:var(--soft);font-style:normal;font-variant-numeric:tabular-nums}.fc bdi{white-space:pre-wrap}.fc b{font-weight:inherit;border-radius:2px}.fc u{text-decoration-thickness:2px;text-underline-offset:2px}.fc summary{cursor:pointer;font-weight:600;margin:.3em 0}
 .fc td,.fc th{padding:0 .7em 0 0;text-align:left;font-weight:inherit;background:none;color:inherit;border:0}.fc td.nu{text-align:right;font-variant-numeric:tabular-nums}.fc table{border-collapse:collapse;font-size:.92em;margin:0}.fc code{background:none;color:inherit;padding:0;white-space:pre-wrap;font:1em ui-monospace,monospace}.fc svg{display:block;fill:currentColor;font-size:10px}
-""" + "".join(f".fc b.{c}{{background:rgba(var(--{hue}),{.1 + .085 * i:.2f})}}" for hue, classes in zip(("on", "neg"), LEVELS) for i, c in enumerate(classes))
+""" + "".join(
+    f".fc b.{c}{{background:rgba(var(--{hue}),{.1 + .085 * i:.2f})}}"
+    for hue, classes in zip(("on", "neg"), LEVELS)
+    for i, c in enumerate(classes)
+)
+
 
 class Html(str):
     "A piece of HTML that shows itself in a notebook. As a string it is without the style sheet `CSS`, which a page needs once."
-    def _repr_html_(self): return f"<style>{CSS}</style>{self}"
-    def __repr__(self): return f"Html of {len(self.encode()):,} bytes"
 
-def html_page(title:str, *pieces:str)->str: # a whole document
+    def _repr_html_(self):
+        return f"<style>{CSS}</style>{self}"
+
+    def __repr__(self):
+        return f"Html of {len(self.encode()):,} bytes"
+
+
+def html_page(title: str, *pieces: str) -> str:  # a whole document
     "A page that loads nothing and runs nothing: the browser is told so."
-    return (f'<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content="width=device-width"><meta name=color-scheme content="light dark">'
-            f"<meta http-equiv=Content-Security-Policy content=\"default-src 'none';style-src 'unsafe-inline'\"><title>{html.escape(title)}</title>"
-            f"<style>{CSS}body{{margin:1em auto;max-width:66em;padding:0 .6em;background:#fff}}@media(prefers-color-scheme:dark){{body{{background:#161616;color:#ececec}}}}</style>" + "".join(pieces) + "</html>\n")
+    return (
+        f'<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport'
+        f' content="width=device-width"><meta name=color-scheme content="light dark">'
+        "<meta http-equiv=Content-Security-Policy content=\"default-src 'none';style-src"
+        f" 'unsafe-inline'\"><title>{html.escape(title)}</title>"
+        f"<style>{CSS}body{{margin:1em auto;max-width:66em;padding:0"
+        " .6em;background:#fff}@media(prefers-color-scheme:dark){body{background:#161616;color:#ececec}}</style>"
+        + "".join(pieces)
+        + "</html>\n"
+    )
 
 # %% ../../nbs/part3_reading/31_examples.ipynb #2b206c61
 def _final_norm(lm):
     for name in ("norm", "ln_f", "final_layer_norm"):
-        if hasattr(lm.body, name): return getattr(lm.body, name)
-    raise WorkbookError(f"{lm.name}: no final norm found, so the logit lens does not know what lies between the stream and the vocabulary")
+        if hasattr(lm.body, name):
+            return getattr(lm.body, name)
+    raise WorkbookError(
+        f"{lm.name}: no final norm found, so the logit lens does not know what lies between the"
+        " stream and the vocabulary"
+    )
+
 
 @torch.no_grad()
-def vocabulary_scores(lm:LanguageModel, directions:torch.Tensor # [m, width] in the residual stream
-                     )->torch.Tensor: # [m, vocabulary] standard deviations
+def vocabulary_scores(
+    lm: LanguageModel, directions: torch.Tensor  # [m, width] in the residual stream
+) -> torch.Tensor:  # [m, vocabulary] standard deviations
     "Logit lens (nostalgebraist, 2020): directions through the weights of the final norm and the unembedding, each standardised over the vocabulary."
     lm.need_output("show what a feature makes likelier")
-    norm, x = _final_norm(lm), lm.width ** 0.5 * torch.nn.functional.normalize(directions.float(), dim=1).to(lm.device, lm.dtype)
-    x = norm(x) - norm(torch.zeros_like(x[:1])) # without a bias, which no feature writes
-    logits = (x @ lm.model.get_output_embeddings().weight.T).float()[:, :len(lm.tokenizer)]
+    norm, x = _final_norm(lm), lm.width**0.5 * torch.nn.functional.normalize(
+        directions.float(), dim=1
+    ).to(lm.device, lm.dtype)
+    x = norm(x) - norm(torch.zeros_like(x[:1]))  # without a bias, which no feature writes
+    logits = (x @ lm.model.get_output_embeddings().weight.T).float()[:, : len(lm.tokenizer)]
     return (logits - logits.mean(1, keepdim=True)) / logits.std(1, keepdim=True)
 
-def lens_bound(lm:LanguageModel, rows:int=256, level:float=0.95)->float:
+
+def lens_bound(lm: LanguageModel, rows: int = 256, level: float = 0.95) -> float:
     "The highest score over the vocabulary that a random direction stays below, with probability `level`."
-    return float(vocabulary_scores(lm, torch.randn(rows, lm.width, generator=torch.Generator().manual_seed(0))).max(1).values.quantile(level))
+    return float(
+        vocabulary_scores(
+            lm, torch.randn(rows, lm.width, generator=torch.Generator().manual_seed(0))
+        )
+        .max(1)
+        .values.quantile(level)
+    )
 
 # %% ../../nbs/part3_reading/31_examples.ipynb #9c7bc41a
-def logit_lens(lm:LanguageModel, sae:SAE, features, n:int=10, block:int=512)->dict: # feature → {"up": [(token id, text, score)], "down": [...]}
+def logit_lens(
+    lm: LanguageModel, sae: SAE, features, n: int = 10, block: int = 512
+) -> dict:  # feature → {"up": [(token id, text, score)], "down": [...]}
     "The tokens that features promote and suppress most when they write straight to the output, in standard deviations over the vocabulary."
     features, out, name = [_checked(sae, f) for f in features], {}, _token_names(lm)
     for a in range(0, len(features), block):
-        of = features[a:a + block]
+        of = features[a : a + block]
         scores = vocabulary_scores(lm, sae.W_dec[of].detach())
         ends = {way: s.topk(n) for way, s in (("up", scores), ("down", -scores))}
         for i, f in enumerate(of):
-            out[f] = {way: [(int(t), name(int(t)), float(v if way == "up" else -v)) for v, t in zip(e.values[i], e.indices[i])] for way, e in ends.items()}
+            out[f] = {
+                way: [
+                    (int(t), name(int(t)), float(v if way == "up" else -v))
+                    for v, t in zip(e.values[i], e.indices[i])
+                ]
+                for way, e in ends.items()
+            }
     return out
+
 
 def _token_names(lm):
     cache = {}
+
     def name(t):
-        if t not in cache: cache[t] = lm.tokenizer.decode([t])
+        if t not in cache:
+            cache[t] = lm.tokenizer.decode([t])
         return cache[t]
+
     return name
 
 # %% ../../nbs/part3_reading/31_examples.ipynb #53107f35
-def _bars(counts, label, left, right, width=230, height=64)->str: # SVG
+def _bars(counts, label, left, right, width=230, height=64) -> str:  # SVG
     "Bars with logarithmic heights, and their range below."
-    h = np.log1p(counts) / (np.log1p(max(counts)) or 1) * height; w = width / len(counts)
-    bars = "".join(f"M{i * w:.4g} {height}v-{x:.3g}h{w * .86:.3g}v{x:.3g}z" for i, x in enumerate(h) if x > 0)
-    return (f'<svg role=img aria-label="{html.escape(label)}" width={width} height={height + 14} viewBox="0 0 {width} {height + 14}"><path d="{bars}M0 {height}h{width}v.7H0z"/>'
-            f"<text y={height + 12}>{html.escape(left)}</text><text x={width} y={height + 12} text-anchor=end>{html.escape(right)}</text></svg>")
+    h = np.log1p(counts) / (np.log1p(max(counts)) or 1) * height
+    w = width / len(counts)
+    bars = "".join(
+        f"M{i * w:.4g} {height}v-{x:.3g}h{w * .86:.3g}v{x:.3g}z" for i, x in enumerate(h) if x > 0
+    )
+    return (
+        f'<svg role=img aria-label="{html.escape(label)}" width={width} height={height + 14}'
+        f' viewBox="0 0 {width} {height + 14}"><path d="{bars}M0 {height}h{width}v.7H0z"/><text'
+        f' y={height + 12}>{html.escape(left)}</text><text x={width} y={height + 12}'
+        f' text-anchor=end>{html.escape(right)}</text></svg>'
+    )
 
-def density_histogram(store:FeatureStore, bins:int=40)->Html:
+
+def density_histogram(store: FeatureStore, bins: int = 40) -> Html:
     "How often features are active: bars over the logarithm of the density, and the number of dead ones."
-    d = np.log10(store.densities[store.alive]); dead = store.n_features - len(d)
+    d = np.log10(store.densities[store.alive])
+    dead = store.n_features - len(d)
     low, high = (np.floor(d.min()), np.ceil(d.max())) if len(d) else (-6, 0)
     counts = np.histogram(d, bins, (low, high))[0]
-    return Html(f'<div class=fc><h4>Density of {store.n_features:,} features</h4>{_bars(counts, "histogram of the densities", f"{10.0 ** low:g} of the tokens", f"{10.0 ** high:g}", 420, 90)}'
-                f"<p class=mu>height: logarithm of the number of features, at most {max(counts):,}; {dead:,} dead on {store.text_tokens:,} tokens; median of the others {10 ** np.median(d):.2g}</p></div>")
+    return Html(
+        f'<div class=fc><h4>Density of {store.n_features:,}'
+        f' features</h4>{_bars(counts, "histogram of the densities", f"{10.0 ** low:g} of the tokens", f"{10.0 ** high:g}", 420, 90)}<p'
+        f' class=mu>height: logarithm of the number of features, at most {max(counts):,}; {dead:,}'
+        f' dead on {store.text_tokens:,} tokens; median of the others'
+        f' {10 ** np.median(d):.2g}</p></div>'
+    )
 
 # %% ../../nbs/part3_reading/31_examples.ipynb #7ae58bd2
 def _context(store, own, hit, scale):
     "A hit with the feature's value at every token around it, from the store."
-    p = hit.passage; rows = store.document(p.document).rows
-    far = p.right - p.left # no more tokens than characters on either side
-    a, b = np.searchsorted(own.tokens, (max(rows.start, hit.row - far), min(rows.stop, hit.row + far + 1)))
-    near = own.tokens[a:b]; start = store.start[near].astype(np.int64)
+    p = hit.passage
+    rows = store.document(p.document).rows
+    far = p.right - p.left  # no more tokens than characters on either side
+    a, b = np.searchsorted(
+        own.tokens, (max(rows.start, hit.row - far), min(rows.stop, hit.row + far + 1))
+    )
+    near = own.tokens[a:b]
+    start = store.start[near].astype(np.int64)
     offsets = np.stack((start, start + store.length[near]), 1)
     inside = (start < p.right) & (offsets[:, 1] > p.left)
-    return coloured(p.text, p.left, p.right, offsets[inside], own.values[a:b][inside], scale, (p.start, p.end))
+    return coloured(
+        p.text, p.left, p.right, offsets[inside], own.values[a:b][inside], scale, (p.start, p.end)
+    )
+
 
 def _examples(store, feature, own, title, note, hits, opened):
     scale = float(store.max[feature])
-    items = "".join(f"<li><i>{h.value:.3g}</i><bdi>{_context(store, own, h, scale)}</bdi></li>" for h in hits)
-    return f"<details{' open' if opened else ''}><summary>{title} <small>{note}</small></summary><ol>{items}</ol></details>"
+    items = "".join(
+        f"<li><i>{h.value:.3g}</i><bdi>{_context(store, own, h, scale)}</bdi></li>" for h in hits
+    )
+    return (
+        f"<details{' open' if opened else ''}><summary>{title}"
+        f" <small>{note}</small></summary><ol>{items}</ol></details>"
+    )
 
 # %% ../../nbs/part3_reading/31_examples.ipynb #21f8e2d0
-def _tokens_table(title, rows): return f"<div><h4>{title}</h4><table>" + "".join(f"<tr><td><code>{shown(t) if t.strip(' ') else '␣' * len(t)}</code><td class=nu>{v:.1f}" for _, t, v in rows) + "</table></div>"
+def _tokens_table(title, rows):
+    return (
+        f"<div><h4>{title}</h4><table>"
+        + "".join(
+            f"<tr><td><code>{shown(t) if t.strip(' ') else '␣' * len(t)}</code><td class=nu>{v:.1f}"
+            for _, t, v in rows
+        )
+        + "</table></div>"
+    )
+
 
 def _facts(store, feature, lens, bound):
     "Numbers, histogram, promoted tokens, company."
-    s = {k: v[feature] for k, v in store.summary.items()}; n = int(s["count"])
+    s = {k: v[feature] for k, v in store.summary.items()}
+    n = int(s["count"])
     (counts, _), top = store.histogram(feature), f"{s['max']:.3g}"
-    head = (f"<p class=mu>active on {n:,} of {store.text_tokens:,} tokens ({100 * store.densities[feature]:.3g} %), in {int(s['documents']):,} of {len(store.document_ends):,} documents; "
-            f"mean {s['sum'] / n:.3g}, highest {s['max']:.3g}, lowest {s['min']:.3g}</p>")
-    parts = [f"<div><h4>Activations</h4>{_bars(counts, 'histogram of the activations', '0', top)}<p class=mu>height: log of the count, at most {max(counts):,}</p></div>"]
-    if lens: parts += [_tokens_table("Promotes", lens["up"]), _tokens_table("Suppresses", lens["down"])]
-    rows = "".join(f"<tr><td>{c['feature']}<td class=nu>{100 * c['jaccard']:.0f} %<td class=nu>{c['together'] / max(c['expected'], 1e-9):,.0f} ×" for c in store.coactive(feature, 8))
-    parts.append(f"<div><h4>Active together with</h4><table><tr><th>feature<th>overlap<th>of chance{rows}</table></div>")
-    note = f"<p class=mu>promoted and suppressed tokens: standard deviations over the vocabulary; 95 % of random directions score below {bound:.1f} everywhere</p>" if lens and bound else ""
+    head = (
+        f"<p class=mu>active on {n:,} of {store.text_tokens:,} tokens"
+        f" ({100 * store.densities[feature]:.3g} %), in {int(s['documents']):,} of"
+        f" {len(store.document_ends):,} documents; mean {s['sum'] / n:.3g}, highest {s['max']:.3g},"
+        f" lowest {s['min']:.3g}</p>"
+    )
+    parts = [
+        f"<div><h4>Activations</h4>{_bars(counts, 'histogram of the activations', '0', top)}<p"
+        f" class=mu>height: log of the count, at most {max(counts):,}</p></div>"
+    ]
+    if lens:
+        parts += [_tokens_table("Promotes", lens["up"]), _tokens_table("Suppresses", lens["down"])]
+    rows = "".join(
+        f"<tr><td>{c['feature']}<td class=nu>{100 * c['jaccard']:.0f} %<td"
+        f" class=nu>{c['together'] / max(c['expected'], 1e-9):,.0f} ×"
+        for c in store.coactive(feature, 8)
+    )
+    parts.append(
+        "<div><h4>Active together with</h4><table><tr><th>feature<th>overlap<th>of"
+        f" chance{rows}</table></div>"
+    )
+    note = (
+        "<p class=mu>promoted and suppressed tokens: standard deviations over the vocabulary; 95 %"
+        f" of random directions score below {bound:.1f} everywhere</p>"
+        if lens and bound
+        else ""
+    )
     return head + f"<div class=gr>{''.join(parts)}</div>" + note
 
 # %% ../../nbs/part3_reading/31_examples.ipynb #370e6828
-def feature_card(store:FeatureStore, feature:int, lm:LanguageModel|None=None, sae:SAE|None=None, # for the logit lens
-                 n:int=20, # examples at each end
-                 words:int=40, distinct:bool=True, # around each; at most one example from a document
-                 lens:dict|None=None, bound:float|None=None, # of `logit_lens` and `lens_bound`, if they are there already
-                 title:str="", # a name for the feature
-                 extra:str="" # HTML to put before the examples
-                )->Html: # a fragment; `str` of it goes into a page that holds `CSS` once
+def feature_card(
+    store: FeatureStore,
+    feature: int,
+    lm: LanguageModel | None = None,
+    sae: SAE | None = None,  # for the logit lens
+    n: int = 20,  # examples at each end
+    words: int = 40,
+    distinct: bool = True,  # around each; at most one example from a document
+    lens: dict | None = None,
+    bound: float | None = None,  # of `logit_lens` and `lens_bound`, if they are there already
+    title: str = "",  # a name for the feature
+    extra: str = "",  # HTML to put before the examples
+) -> Html:  # a fragment; `str` of it goes into a page that holds `CSS` once
     "One feature: numbers, histogram, tokens promoted, company, strongest and weakest contexts; raises `WorkbookError` for one that is dead or does not exist."
-    top, bottom, own = store.top(feature, n, distinct, words), store.bottom(feature, n, distinct, words), store.feature(feature)
-    if lens is None and lm is not None and sae is not None and lm.generates: lens, bound = logit_lens(lm, sae, [feature], 8), bound or lens_bound(lm)
+    top, bottom, own = (
+        store.top(feature, n, distinct, words),
+        store.bottom(feature, n, distinct, words),
+        store.feature(feature),
+    )
+    if lens is None and lm is not None and sae is not None and lm.generates:
+        lens, bound = logit_lens(lm, sae, [feature], 8), bound or lens_bound(lm)
     one = ", one a document" if distinct else ""
     name = f": {shown(title)}" if title else ""
-    return Html(f'<article class=fc id=f{feature}><h3>Feature {feature}{name}</h3>{_facts(store, feature, (lens or {}).get(feature), bound)}{extra}'
-                + _examples(store, feature, own, f"Strongest {len(top)}", f"the token asked about is underlined; colour: the feature at every token{one}", top, True)
-                + _examples(store, feature, own, f"Weakest {len(bottom)}", f"active, but least{one}", bottom, False) + "</article>")
+    return Html(
+        f'<article class=fc id=f{feature}><h3>Feature'
+        f' {feature}{name}</h3>{_facts(store, feature, (lens or {}).get(feature), bound)}{extra}'
+        + _examples(
+            store,
+            feature,
+            own,
+            f"Strongest {len(top)}",
+            f"the token asked about is underlined; colour: the feature at every token{one}",
+            top,
+            True,
+        )
+        + _examples(
+            store, feature, own, f"Weakest {len(bottom)}", f"active, but least{one}", bottom, False
+        )
+        + "</article>"
+    )
 
 # %% ../../nbs/part3_reading/31_examples.ipynb #169bf7cd
-def _three(r:Reading, words:int=40)->str:
+def _three(r: Reading, words: int = 40) -> str:
     "The three colourings of a reading around its target."
-    a, b = map(int, r.offsets[r.target]); left, right = around(r.text, a, b, words) if words else (0, len(r.text))
+    a, b = map(int, r.offsets[r.target])
+    left, right = around(r.text, a, b, words) if words else (0, len(r.text))
     inside = (r.offsets[:, 0] < right) & (r.offsets[:, 1] > left)
+
     def line(name, v, note):
-        if v is None: return ""
-        v = np.where(inside, np.nan_to_num(v), 0); scale = np.abs(v).max()
-        return f"<li><span class=mu>{name} <small>({note.format(scale)})</small></span><br><bdi>{coloured(r.text, left, right, r.offsets, v, scale, (a, b))}</bdi></li>"
-    return ("<ul>" + line("the feature at each token", r.values, "fullest colour {:.3g}") + line("what moves the feature at the underlined token", r.affects, "gradient × input, fullest ±{:.3g}; orange raises, blue lowers")
-            + line("what the feature does to the prediction of each token", r.effects, "log-probability with minus without it, fullest ±{:.2g} nats; orange helps, blue hinders") + "</ul>")
+        if v is None:
+            return ""
+        v = np.where(inside, np.nan_to_num(v), 0)
+        scale = np.abs(v).max()
+        return (
+            f"<li><span class=mu>{name}"
+            f" <small>({note.format(scale)})</small></span><br><bdi>{coloured(r.text, left, right, r.offsets, v, scale, (a, b))}</bdi></li>"
+        )
+
+    return (
+        "<ul>"
+        + line("the feature at each token", r.values, "fullest colour {:.3g}")
+        + line(
+            "what moves the feature at the underlined token",
+            r.affects,
+            "gradient × input, fullest ±{:.3g}; orange raises, blue lowers",
+        )
+        + line(
+            "what the feature does to the prediction of each token",
+            r.effects,
+            "log-probability with minus without it, fullest ±{:.2g} nats; orange helps, blue"
+            " hinders",
+        )
+        + "</ul>"
+    )
+
 
 @patch
-def _html(self:Reading)->Html: return Html(f"<div class=fc><h4>Feature {self.feature}</h4>{_three(self, 0)}</div>")
+def _html(self: Reading) -> Html:
+    return Html(f"<div class=fc><h4>Feature {self.feature}</h4>{_three(self, 0)}</div>")
+
+
 @patch
-def __repr__(self:Reading): return f"feature {self.feature} on {len(self.ids)} tokens: highest {self.values.max():.3g} at {self.text[slice(*self.offsets[self.values.argmax()])]!r}, asked about at {self.text[slice(*self.offsets[self.target])]!r}"
+def __repr__(self: Reading):
+    return (
+        f"feature {self.feature} on {len(self.ids)} tokens: highest {self.values.max():.3g} at"
+        f" {self.text[slice(*self.offsets[self.values.argmax()])]!r}, asked about at"
+        f" {self.text[slice(*self.offsets[self.target])]!r}"
+    )
+
+
 @patch
-def _repr_html_(self:Reading): return self._html()._repr_html_()
+def _repr_html_(self: Reading):
+    return self._html()._repr_html_()
 
 # %% ../../nbs/part3_reading/31_examples.ipynb #9ba4bb7b
-def feature_page(store:FeatureStore, feature:int, lm:LanguageModel|None=None, sae:SAE|None=None, # with both: also what moves it and what it moves
-                 n:int=20, deep:int=3, # contexts to look at with the model
-                 limit:int=60_000, # bytes; contexts get shorter until the page fits
-                 **kwargs # of `feature_card`
-                )->str: # a whole HTML document
+def feature_page(
+    store: FeatureStore,
+    feature: int,
+    lm: LanguageModel | None = None,
+    sae: SAE | None = None,  # with both: also what moves it and what it moves
+    n: int = 20,
+    deep: int = 3,  # contexts to look at with the model
+    limit: int = 60_000,  # bytes; contexts get shorter until the page fits
+    **kwargs,  # of `feature_card`
+) -> str:  # a whole HTML document
     "A page of its own for one feature."
     extra = ""
     if lm is not None and sae is not None and deep:
         readings = [reread(store, lm, sae, h) for h in store.top(feature, deep, distinct=True)]
-        extra = "<details open><summary>Causes and effects <small>in its strongest contexts, through the model again</small></summary>" + "".join(map(_three, readings)) + "</details>"
+        extra = (
+            "<details open><summary>Causes and effects <small>in its strongest contexts, through"
+            " the model again</small></summary>"
+            + "".join(map(_three, readings))
+            + "</details>"
+        )
     for words in (40, 28, 20, 14, 10, 6):
-        page = html_page(f"Feature {feature}", feature_card(store, feature, lm, sae, n, words, extra=extra, **kwargs))
-        if len(page.encode()) <= limit: return page
-    raise WorkbookError(f"feature {feature}: its page has {len(page.encode()):,} bytes even with 6 words around each example; raise limit, or lower n or deep")
+        page = html_page(
+            f"Feature {feature}",
+            feature_card(store, feature, lm, sae, n, words, extra=extra, **kwargs),
+        )
+        if len(page.encode()) <= limit:
+            return page
+    raise WorkbookError(
+        f"feature {feature}: its page has {len(page.encode()):,} bytes even with 6 words around"
+        " each example; raise limit, or lower n or deep"
+    )
 
 # %% ../../nbs/part3_reading/31_examples.ipynb #8007f9a4
-def strongest_features(lm:LanguageModel, sae:SAE, text:str, n:int=5, store:FeatureStore|None=None # whose maxima say what is strong for each feature
-                      )->list[dict]: # feature, its highest value, where, and of what maximum
+def strongest_features(
+    lm: LanguageModel,
+    sae: SAE,
+    text: str,
+    n: int = 5,
+    store: FeatureStore | None = None,  # whose maxima say what is strong for each feature
+) -> list[dict]:  # feature, its highest value, where, and of what maximum
     "The features that a text excites most: against their own maxima if there is a store (one that it has never seen active has none, and is left out), else by value."
-    e, = lm.encode([text]); codes = text_codes(lm, sae, e.ids)
+    (e,) = lm.encode([text])
+    codes = text_codes(lm, sae, e.ids)
     top = torch.zeros(sae.n_features).scatter_reduce(0, codes.indices.long(), codes.values, "amax")
-    score = top / torch.from_numpy(np.where(store.max > 0, store.max, np.inf)).float() if store is not None else top
+    score = (
+        top / torch.from_numpy(np.where(store.max > 0, store.max, np.inf)).float()
+        if store is not None
+        else top
+    )
     out, rows = [], codes.rows()
     for f in score.argsort(descending=True, stable=True)[:n].tolist():
         of = (codes.indices == f).nonzero()[:, 0]
-        if not score[f] > 0: break
-        at = int(rows[of[codes.values[of].argmax()]]); a, b = map(int, e.offsets[at])
-        out.append(dict(feature=f, value=float(top[f]), token=text[a:b], position=at) | (dict(of_maximum=float(score[f])) if store is not None else {}))
+        if not score[f] > 0:
+            break
+        at = int(rows[of[codes.values[of].argmax()]])
+        a, b = map(int, e.offsets[at])
+        out.append(
+            dict(feature=f, value=float(top[f]), token=text[a:b], position=at)
+            | (dict(of_maximum=float(score[f])) if store is not None else {})
+        )
     return out
 
-def text_view(lm:LanguageModel, sae:SAE, text:str, features=None, n:int=5, store:FeatureStore|None=None)->Html:
+
+def text_view(
+    lm: LanguageModel,
+    sae: SAE,
+    text: str,
+    features=None,
+    n: int = 5,
+    store: FeatureStore | None = None,
+) -> Html:
     "A whole pasted text, once for each of some features (those it excites most), every token coloured; raises `WorkbookError` for a text longer than the context."
-    e, = lm.encode([text]); codes = text_codes(lm, sae, e.ids).scipy()
-    features = [f["feature"] for f in strongest_features(lm, sae, text, n, store)] if features is None else [_checked(sae, f) for f in features]
+    (e,) = lm.encode([text])
+    codes = text_codes(lm, sae, e.ids).scipy()
+    features = (
+        [f["feature"] for f in strongest_features(lm, sae, text, n, store)]
+        if features is None
+        else [_checked(sae, f) for f in features]
+    )
     lines = []
     for f in features:
-        v = codes[:, [f]].toarray()[:, 0]; most = float(store.max[f]) if store is not None and store.max[f] else float(v.max())
-        lines.append(f"<li><i>{f}<br><small>{v.max():.3g}</small></i><bdi>{coloured(text, 0, len(text), e.offsets, v, max(most, float(v.max())))}</bdi></li>")
-    known = "its highest value on the store" if store is not None else "the highest value in this text"
-    return Html(f"<div class=fc><h4>{len(e)} tokens</h4><p class=mu>each line: a feature and its highest value here; fullest colour: {known}</p><ol>{''.join(lines)}</ol></div>")
+        v = codes[:, [f]].toarray()[:, 0]
+        most = float(store.max[f]) if store is not None and store.max[f] else float(v.max())
+        lines.append(
+            f"<li><i>{f}<br><small>{v.max():.3g}</small></i><bdi>{coloured(text, 0, len(text), e.offsets, v, max(most, float(v.max())))}</bdi></li>"
+        )
+    known = (
+        "its highest value on the store" if store is not None else "the highest value in this text"
+    )
+    return Html(
+        f"<div class=fc><h4>{len(e)} tokens</h4><p class=mu>each line: a feature and its highest"
+        f" value here; fullest colour: {known}</p><ol>{''.join(lines)}</ol></div>"
+    )
 
 # %% ../../nbs/part3_reading/31_examples.ipynb #9105fd88
 class Explorer:
     "A widget that shows cards of features and colours pasted texts; where no kernel answers, the first card."
-    def __init__(self, store:FeatureStore, lm:LanguageModel|None=None, sae:SAE|None=None, feature:int|None=None, **kwargs): # kwargs of `feature_card`
+
+    def __init__(
+        self,
+        store: FeatureStore,
+        lm: LanguageModel | None = None,
+        sae: SAE | None = None,
+        feature: int | None = None,
+        **kwargs,
+    ):  # kwargs of `feature_card`
         import ipywidgets as w
+
         self.store, self.lm, self.sae, self.kwargs = store, lm, sae, kwargs
-        self.feature = w.BoundedIntText(int(store.alive[0]) if feature is None else feature, min=0, max=store.n_features - 1, description="feature")
-        self.text, self.out = w.Textarea("", description="text", placeholder="paste a text to see it in this feature's colours", layout=w.Layout(width="40em")), w.HTML()
-        for box in (self.feature, self.text): box.observe(lambda _: self.show(), "value")
-        self.box = w.VBox([self.feature, *([self.text] if lm is not None and sae is not None else []), self.out]); self.show()
-    def static(self)->Html: # what is shown now
+        self.feature = w.BoundedIntText(
+            int(store.alive[0]) if feature is None else feature,
+            min=0,
+            max=store.n_features - 1,
+            description="feature",
+        )
+        self.text, self.out = (
+            w.Textarea(
+                "",
+                description="text",
+                placeholder="paste a text to see it in this feature's colours",
+                layout=w.Layout(width="40em"),
+            ),
+            w.HTML(),
+        )
+        for box in (self.feature, self.text):
+            box.observe(lambda _: self.show(), "value")
+        self.box = w.VBox(
+            [self.feature, *([self.text] if lm is not None and sae is not None else []), self.out]
+        )
+        self.show()
+
+    def static(self) -> Html:  # what is shown now
         f = self.feature.value
-        try: return Html((read(self.lm, self.sae, self.text.value, f)._html() if self.text.value.strip() else "") + feature_card(self.store, f, self.lm, self.sae, **self.kwargs))
-        except WorkbookError as e: return Html(f"<div class=fc><p>{shown(str(e))}</p></div>")
-    def show(self): self.out.value = self.static()._repr_html_()
+        try:
+            return Html(
+                (
+                    read(self.lm, self.sae, self.text.value, f)._html()
+                    if self.text.value.strip()
+                    else ""
+                )
+                + feature_card(self.store, f, self.lm, self.sae, **self.kwargs)
+            )
+        except WorkbookError as e:
+            return Html(f"<div class=fc><p>{shown(str(e))}</p></div>")
+
+    def show(self):
+        self.out.value = self.static()._repr_html_()
+
     def _repr_mimebundle_(self, **kwargs):
         data = self.box._repr_mimebundle_(**kwargs) or {}
-        return (data[0] if isinstance(data, tuple) else data) | {"text/html": self.static()._repr_html_()}
+        return (data[0] if isinstance(data, tuple) else data) | {
+            "text/html": self.static()._repr_html_()
+        }

@@ -21,8 +21,30 @@ from ..core import WorkbookError, cache_path, progress
 from ..dictionaries.sae import SAE, load_sae
 from ..dictionaries.scaling import minilm_sae
 from ..dictionaries.sparse import Codes, _transpose
-from ..extraction.activations import (DTYPES, TABLE, Documents, Passage, _agreed, _cut_to, _describe, _full_disk, _groups, _lock, _passes, _read_json,
-    _replace, _write, around, bytes_per_token, default_budget, fingerprint, plan_batches, prefetch, special_ids, windows)
+from sae_notebooks.extraction.activations import (
+    DTYPES,
+    TABLE,
+    Documents,
+    Passage,
+    _agreed,
+    _cut_to,
+    _describe,
+    _full_disk,
+    _groups,
+    _lock,
+    _passes,
+    _read_json,
+    _replace,
+    _write,
+    around,
+    bytes_per_token,
+    default_budget,
+    fingerprint,
+    plan_batches,
+    prefetch,
+    special_ids,
+    windows,
+)
 from ..extraction.corpus import Corpus, open_corpus
 from ..extraction.language_model import LanguageModel, as_site, load_model
 
@@ -31,64 +53,107 @@ from fastcore.basics import patch
 
 # %% ../../nbs/part3_reading/30_features.ipynb #695e5b87
 BITS = {"float16": np.uint16, "bfloat16": np.uint16, "float32": np.uint32}
-TINY = {"float16": 2.0 ** -24, "bfloat16": 2.0 ** -133, "float32": 2.0 ** -149} # smallest positive number
+TINY = {
+    "float16": 2.0**-24,
+    "bfloat16": 2.0**-133,
+    "float32": 2.0**-149,
+}  # smallest positive number
 
-def to_bits(values:torch.Tensor, # float32, positive
-            dtype:str="float16" # or "bfloat16", "float32"
-           )->np.ndarray: # uint16 or uint32, in the same order as the values
+
+def to_bits(
+    values: torch.Tensor, dtype: str = "float16"  # float32, positive  # or "bfloat16", "float32"
+) -> np.ndarray:  # uint16 or uint32, in the same order as the values
     "Round positive numbers; what would round to zero becomes the smallest number, so that no entry is lost."
     out = values.to(DTYPES[dtype])
     out = torch.where(out > 0, out, torch.tensor(TINY[dtype]).to(out.dtype))
-    if not torch.isfinite(out).all(): raise WorkbookError(f"an activation of {values.max():.4g} does not fit into {dtype}; build the store with dtype='bfloat16' or 'float32'")
-    return out.contiguous().view(torch.int32 if dtype == "float32" else torch.int16).cpu().numpy().view(BITS[dtype])
+    if not torch.isfinite(out).all():
+        raise WorkbookError(
+            f"an activation of {values.max():.4g} does not fit into {dtype}; build the store with"
+            " dtype='bfloat16' or 'float32'"
+        )
+    return (
+        out.contiguous()
+        .view(torch.int32 if dtype == "float32" else torch.int16)
+        .cpu()
+        .numpy()
+        .view(BITS[dtype])
+    )
 
-def from_bits(bits:np.ndarray, dtype:str="float16")->np.ndarray: # float32
+
+def from_bits(bits: np.ndarray, dtype: str = "float16") -> np.ndarray:  # float32
     "The numbers again."
-    if dtype == "float16": return bits.view(np.float16).astype(np.float32)
-    return bits.view(np.float32).copy() if dtype == "float32" else (bits.astype(np.uint32) << 16).view(np.float32)
+    if dtype == "float16":
+        return bits.view(np.float16).astype(np.float32)
+    return (
+        bits.view(np.float32).copy()
+        if dtype == "float32"
+        else (bits.astype(np.uint32) << 16).view(np.float32)
+    )
 
 # %% ../../nbs/part3_reading/30_features.ipynb #65636265
-def sae_fingerprint(sae:SAE)->str: # 16 hexadecimal digits
+def sae_fingerprint(sae: SAE) -> str:  # 16 hexadecimal digits
     "Tells dictionaries with other weights apart (every tensor up to 2¹⁶ elements whole, larger ones by a sample over all of it)."
-    digest = hashlib.sha256(f"{sae.variant} {sae.k} {sae.n_features} {sae.d} {float(sae.scale):.6g}".encode())
+    digest = hashlib.sha256(
+        f"{sae.variant} {sae.k} {sae.n_features} {sae.d} {float(sae.scale):.6g}".encode()
+    )
     for name, t in sorted(sae.state_dict().items()):
-        some = t.detach().flatten()[::max(1, t.numel() >> 16)].float().cpu()
+        some = t.detach().flatten()[:: max(1, t.numel() >> 16)].float().cpu()
         digest.update(f"{name}{tuple(t.shape)}".encode() + some.numpy().tobytes())
     return digest.hexdigest()[:16]
 
 # %% ../../nbs/part3_reading/30_features.ipynb #cd4679f3
 class Entry(NamedTuple):
     "A document on its way into a store."
-    ordinal: int # in the corpus
+
+    ordinal: int  # in the corpus
     id: str
     text: str
-    ids: np.ndarray # int32 [n]
-    offsets: np.ndarray # int32 [n, 2] characters
+    ids: np.ndarray  # int32 [n]
+    offsets: np.ndarray  # int32 [n, 2] characters
 
-def entries(model:LanguageModel, corpus:Corpus, characters:int=2**20): # of text to hold at a time
+
+def entries(
+    model: LanguageModel, corpus: Corpus, characters: int = 2**20
+):  # of text to hold at a time
     "The documents of a corpus with tokens and where these stand in the text, in order."
+
     def encoded():
-        for (i, d), e in zip(batch, model.encode([d.text for _, d in batch])): yield Entry(i, d.id, d.text, e.ids.astype(np.int32), e.offsets)
+        for (i, d), e in zip(batch, model.encode([d.text for _, d in batch])):
+            yield Entry(i, d.id, d.text, e.ids.astype(np.int32), e.offsets)
+
     batch, size = [], 0
     for pair in corpus.items():
-        batch.append(pair); size += len(pair[1].text)
-        if size >= characters or len(batch) == 256: yield from encoded(); batch, size = [], 0
-    if batch: yield from encoded()
+        batch.append(pair)
+        size += len(pair[1].text)
+        if size >= characters or len(batch) == 256:
+            yield from encoded()
+            batch, size = [], 0
+    if batch:
+        yield from encoded()
 
 # %% ../../nbs/part3_reading/30_features.ipynb #453202a1
-def take_rows(codes:Codes, order:torch.Tensor # int64 rows
-             )->Codes:
+def take_rows(codes: Codes, order: torch.Tensor) -> Codes:  # int64 rows
     "Some rows of sparse codes, in the order asked for."
     count = codes.indptr.diff()[order]
     ends = torch.cat([torch.zeros(1, dtype=torch.int64), count.cumsum(0)])
-    at = torch.arange(int(ends[-1])) + torch.repeat_interleave(codes.indptr[:-1][order] - ends[:-1], count)
+    at = torch.arange(int(ends[-1])) + torch.repeat_interleave(
+        codes.indptr[:-1][order] - ends[:-1], count
+    )
     return Codes(ends, codes.indices[at], codes.values[at], codes.n_features)
+
 
 def _join(parts):
     "Codes of consecutive tokens as one."
     shift = np.cumsum([0, *(len(p.indices) for p in parts)])
-    ends = torch.cat([torch.zeros(1, dtype=torch.int64), *(p.indptr[1:] + int(k) for p, k in zip(parts, shift))])
-    return Codes(ends, torch.cat([p.indices for p in parts]), torch.cat([p.values for p in parts]), parts[0].n_features)
+    ends = torch.cat(
+        [torch.zeros(1, dtype=torch.int64), *(p.indptr[1:] + int(k) for p, k in zip(parts, shift))]
+    )
+    return Codes(
+        ends,
+        torch.cat([p.indices for p in parts]),
+        torch.cat([p.values for p in parts]),
+        parts[0].n_features,
+    )
 
 # %% ../../nbs/part3_reading/30_features.ipynb #06e4bb10
 @torch.no_grad()
@@ -104,127 +169,260 @@ def _encode_group(model, sae, group, site, settings):
             x = p.acts[site].flatten(0, 1)[torch.from_numpy(p.index[keep]).to(model.device)]
             parts.append(sae.encode(x.float().to(device)).to("cpu"))
             rows.append(np.array([starts[int(o)] for o in p.document[keep]]) + p.position[keep])
-    n, rows = sum(len(d.ids) for d in group), np.concatenate(rows) if rows else np.zeros(0, np.int64)
-    where = np.full(n, len(rows)); where[rows] = np.arange(len(rows))   # the last row is empty
-    empty = Codes(torch.zeros(2, dtype=torch.int64), torch.zeros(0, dtype=torch.int32), torch.zeros(0), sae.n_features)
+    n, rows = sum(len(d.ids) for d in group), (
+        np.concatenate(rows) if rows else np.zeros(0, np.int64)
+    )
+    where = np.full(n, len(rows))
+    where[rows] = np.arange(len(rows))  # the last row is empty
+    empty = Codes(
+        torch.zeros(2, dtype=torch.int64),
+        torch.zeros(0, dtype=torch.int32),
+        torch.zeros(0),
+        sae.n_features,
+    )
     return take_rows(_join([*parts, empty]), torch.from_numpy(where))
 
 # %% ../../nbs/part3_reading/30_features.ipynb #11f333ad
-def feature_type(n_features:int): return np.uint16 if n_features <= 2**16 else np.int32
-def token_type(n_tokens:int): return np.int32 if n_tokens < 2**31 else np.int64
+def feature_type(n_features: int):
+    return np.uint16 if n_features <= 2**16 else np.int32
 
-PARTS = ("token", "start", "length", "count", "features", "values") # one file each: three numbers a token, its number of entries, its entries
+
+def token_type(n_tokens: int):
+    return np.int32 if n_tokens < 2**31 else np.int64
+
+
+PARTS = (
+    "token",
+    "start",
+    "length",
+    "count",
+    "features",
+    "values",
+)  # one file each: three numbers a token, its number of entries, its entries
+
+
 def _part_types(settings):
-    return dict(zip(PARTS, (np.int32, np.int32, np.uint16, np.int32, feature_type(settings["n_features"]), BITS[settings["dtype"]])))
+    return dict(
+        zip(
+            PARTS,
+            (
+                np.int32,
+                np.int32,
+                np.uint16,
+                np.int32,
+                feature_type(settings["n_features"]),
+                BITS[settings["dtype"]],
+            ),
+        )
+    )
 
 # %% ../../nbs/part3_reading/30_features.ipynb #c08f44a1
 class _Writer:
     "What one process has written, by token, and how much of it is committed."
+
     def __init__(self, folder, settings, rank):
-        self.folder, self.settings, self.rank, self.types = folder, settings, rank, _part_types(settings)
-        self.work, docs = folder/".work"/str(rank), folder/"documents"
-        for p in (self.work, docs): p.mkdir(parents=True, exist_ok=True)
-        self.lock, self.state_path = _lock(self.work/"lock", wait=False), self.work/"state.json"
-        fresh = dict(next=None, documents=0, tokens=0, specials=0, entries=0, ids=0, texts=0, done=False)
+        self.folder, self.settings, self.rank, self.types = (
+            folder,
+            settings,
+            rank,
+            _part_types(settings),
+        )
+        self.work, docs = folder / ".work" / str(rank), folder / "documents"
+        for p in (self.work, docs):
+            p.mkdir(parents=True, exist_ok=True)
+        self.lock, self.state_path = _lock(self.work / "lock", wait=False), self.work / "state.json"
+        fresh = dict(
+            next=None, documents=0, tokens=0, specials=0, entries=0, ids=0, texts=0, done=False
+        )
         self.state = s = _read_json(self.state_path) if self.state_path.exists() else fresh
         rows = lambda k: s["entries"] if k in ("features", "values") else s["tokens"]
-        self.files = {k: _cut_to(self.work/k, rows(k) * np.dtype(t).itemsize) for k, t in self.types.items()}
-        self.tables = {k: _cut_to(docs/f"{rank}.{k}", n) for k, n in (("table", s["documents"] * TABLE.itemsize), ("ids", s["ids"]), ("texts", s["texts"]))}
+        self.files = {
+            k: _cut_to(self.work / k, rows(k) * np.dtype(t).itemsize) for k, t in self.types.items()
+        }
+        self.tables = {
+            k: _cut_to(docs / f"{rank}.{k}", n)
+            for k, n in (
+                ("table", s["documents"] * TABLE.itemsize),
+                ("ids", s["ids"]),
+                ("texts", s["texts"]),
+            )
+        }
 
-    def save(self): _replace(self.state_path, json.dumps(self.state).encode())
+    def save(self):
+        _replace(self.state_path, json.dumps(self.state).encode())
+
     def close(self):
-        for f in (*self.files.values(), *self.tables.values(), self.lock): f.close()
+        for f in (*self.files.values(), *self.tables.values(), self.lock):
+            f.close()
 
 # %% ../../nbs/part3_reading/30_features.ipynb #655fd513
 @patch
-def add(self:_Writer, group, # of `Entry`
-        codes:Codes # of all their tokens, in order
-       ):
+def add(self: _Writer, group, codes: Codes):  # of `Entry`  # of all their tokens, in order
     "Append a group of documents and commit it."
     s, ends, ids, texts = self.state, np.empty(len(group), TABLE), [], []
-    if codes.n != sum(len(d.ids) for d in group) or codes.n_features != self.settings["n_features"]: raise WorkbookError(f"codes [{codes.n}, {codes.n_features}] for {sum(len(d.ids) for d in group)} tokens and {self.settings['n_features']} features")
-    token, offsets, count = np.concatenate([d.ids for d in group]), np.concatenate([d.offsets for d in group]), codes.indptr.diff().numpy()
-    data = dict(token=token, start=offsets[:, 0], length=np.minimum(offsets[:, 1] - offsets[:, 0], 65535), count=count, features=codes.indices.numpy())
-    for k, x in data.items(): _write(self.files[k], np.ascontiguousarray(x.astype(self.types[k])))
+    if codes.n != sum(len(d.ids) for d in group) or codes.n_features != self.settings["n_features"]:
+        raise WorkbookError(
+            f"codes [{codes.n}, {codes.n_features}] for {sum(len(d.ids) for d in group)} tokens and"
+            f" {self.settings['n_features']} features"
+        )
+    token, offsets, count = (
+        np.concatenate([d.ids for d in group]),
+        np.concatenate([d.offsets for d in group]),
+        codes.indptr.diff().numpy(),
+    )
+    data = dict(
+        token=token,
+        start=offsets[:, 0],
+        length=np.minimum(offsets[:, 1] - offsets[:, 0], 65535),
+        count=count,
+        features=codes.indices.numpy(),
+    )
+    for k, x in data.items():
+        _write(self.files[k], np.ascontiguousarray(x.astype(self.types[k])))
     _write(self.files["values"], to_bits(codes.values, self.settings["dtype"]))
     for d, e in zip(group, ends):
-        ids.append(d.id.encode()); texts.append(zlib.compress(d.text.encode(errors="surrogatepass")))
-        s["tokens"] += len(d.ids); s["ids"] += len(ids[-1]); s["texts"] += len(texts[-1])
+        ids.append(d.id.encode())
+        texts.append(zlib.compress(d.text.encode(errors="surrogatepass")))
+        s["tokens"] += len(d.ids)
+        s["ids"] += len(ids[-1])
+        s["texts"] += len(texts[-1])
         e["rows"], e["id"], e["text"] = s["tokens"], s["ids"], s["texts"]
-    for k, x in (("table", ends), ("ids", b"".join(ids)), ("texts", b"".join(texts))): _write(self.tables[k], x)
-    s["documents"] += len(group); s["entries"] += len(codes.indices); s["next"] = group[-1].ordinal + 1
+    for k, x in (("table", ends), ("ids", b"".join(ids)), ("texts", b"".join(texts))):
+        _write(self.tables[k], x)
+    s["documents"] += len(group)
+    s["entries"] += len(codes.indices)
+    s["next"] = group[-1].ordinal + 1
     s["specials"] += int(np.isin(token, self.settings["special_ids"]).sum())
     self.save()
 
 # %% ../../nbs/part3_reading/30_features.ipynb #0adff623
 def _joined_parts(folder, settings, states):
     "One file for each part, from those of all processes; done again without harm."
-    (folder/"by_token").mkdir(exist_ok=True)
-    for k in PARTS if not (folder/"by_token"/"ends").exists() else ():
-        target, sources = folder/"by_token"/k, [folder/".work"/str(r)/k for r in range(len(states))]
-        if len(sources) == 1 and sources[0].exists(): os.replace(sources[0], target)
+    (folder / "by_token").mkdir(exist_ok=True)
+    for k in PARTS if not (folder / "by_token" / "ends").exists() else ():
+        target, sources = folder / "by_token" / k, [
+            folder / ".work" / str(r) / k for r in range(len(states))
+        ]
+        if len(sources) == 1 and sources[0].exists():
+            os.replace(sources[0], target)
         elif not target.exists():
             part = target.with_name(f".{k}.part")
             with _full_disk(part), open(part, "wb") as out:
                 for s in sources:
-                    with open(s, "rb") as f: shutil.copyfileobj(f, out, 2**22)
+                    with open(s, "rb") as f:
+                        shutil.copyfileobj(f, out, 2**22)
             os.replace(part, target)
-    if not (folder/"by_token"/"ends").exists(): _indptr(folder/"by_token"/"count", folder/"by_token"/"ends", np.int32)
-    (folder/"by_token"/"count").unlink(missing_ok=True)
+    if not (folder / "by_token" / "ends").exists():
+        _indptr(folder / "by_token" / "count", folder / "by_token" / "ends", np.int32)
+    (folder / "by_token" / "count").unlink(missing_ok=True)
+
 
 def _indptr(counts, target, dtype, block=2**20):
     "Running sums of a file of counts, after a zero."
-    with open(counts, "rb") as f, open(part := target.with_name(f".{target.name}.part"), "wb", buffering=0) as out:
-        total = 0; _write(out, np.zeros(1, np.int64))
+    with (
+        open(counts, "rb") as f,
+        open(part := target.with_name(f".{target.name}.part"), "wb", buffering=0) as out,
+    ):
+        total = 0
+        _write(out, np.zeros(1, np.int64))
         while len(x := np.fromfile(f, dtype, block)):
-            ends = total + np.cumsum(x, dtype=np.int64); total = int(ends[-1]); _write(out, ends)
+            ends = total + np.cumsum(x, dtype=np.int64)
+            total = int(ends[-1])
+            _write(out, ends)
     os.replace(part, target)
 
 # %% ../../nbs/part3_reading/30_features.ipynb #f85e4f18
 def _array(path, dtype):
     "A file as a read-only array in place."
-    return np.memmap(path, dtype, "r").view(np.ndarray) if path.exists() and path.stat().st_size else np.zeros(0, dtype)
+    return (
+        np.memmap(path, dtype, "r").view(np.ndarray)
+        if path.exists() and path.stat().st_size
+        else np.zeros(0, dtype)
+    )
+
 
 def _part(path, dtype, a, b):
     "Entries a:b of a file, read into memory (a mapped file would count as memory of the process)."
     return np.fromfile(path, dtype, int(b - a), offset=int(a) * np.dtype(dtype).itemsize)
 
+
 def _count_features(path, dtype, n_features, block):
     "How many entries each feature has."
     out, n = np.zeros(n_features, np.int64), path.stat().st_size // np.dtype(dtype).itemsize
-    for s in range(0, n, block): out += np.bincount(_part(path, dtype, s, min(n, s + block)), minlength=n_features)
+    for s in range(0, n, block):
+        out += np.bincount(_part(path, dtype, s, min(n, s + block)), minlength=n_features)
     return out
+
 
 def _runs(out, data, ends, places):
     "Put the run of every feature to its place in a file."
     raw, itemsize = memoryview(np.ascontiguousarray(data)).cast("B"), data.itemsize
     on = np.flatnonzero(np.diff(ends))
-    joins = np.flatnonzero(places[on][1:] != places[on][:-1] + np.diff(ends)[on][:-1]) + 1 # neighbours in the file are written together
+    joins = (
+        np.flatnonzero(places[on][1:] != places[on][:-1] + np.diff(ends)[on][:-1]) + 1
+    )  # neighbours in the file are written together
     for group in np.split(on, joins) if len(on) else ():
-        a, b, at = int(ends[group[0]]) * itemsize, int(ends[group[-1] + 1]) * itemsize, int(places[group[0]]) * itemsize
-        while a < b: n = os.pwrite(out.fileno(), raw[a:b], at); a, at = a + n, at + n
+        a, b, at = (
+            int(ends[group[0]]) * itemsize,
+            int(ends[group[-1] + 1]) * itemsize,
+            int(places[group[0]]) * itemsize,
+        )
+        while a < b:
+            n = os.pwrite(out.fileno(), raw[a:b], at)
+            a, at = a + n, at + n
 
 # %% ../../nbs/part3_reading/30_features.ipynb #5ae5bbff
-def transpose_files(folder:Path, # with by_token/ends, features, values
-                    n_features:int, dtype:str, memory:int=2**29): # bytes to work in; from 256 a feature on, runs are long enough to be written in one piece
+def transpose_files(
+    folder: Path,  # with by_token/ends, features, values
+    n_features: int,
+    dtype: str,
+    memory: int = 2**29,
+):  # bytes to work in; from 256 a feature on, runs are long enough to be written in one piece
     "Write the entries by feature: blocks of tokens are turned in memory, and every feature's run goes to its place. Goes on where it was interrupted."
-    source, target, work = folder/"by_token", folder/"by_feature", folder/".work"
-    ends, kinds, block = _array(source/"ends", np.int64), dict(features=feature_type(n_features), values=BITS[dtype]), max(1, memory // 32) # bytes an entry takes while it is turned
+    source, target, work = folder / "by_token", folder / "by_feature", folder / ".work"
+    ends, kinds, block = (
+        _array(source / "ends", np.int64),
+        dict(features=feature_type(n_features), values=BITS[dtype]),
+        max(1, memory // 32),
+    )  # bytes an entry takes while it is turned
     target.mkdir(exist_ok=True)
-    starts = np.concatenate([[0], np.cumsum(_count_features(source/"features", kinds["features"], n_features, block))])
-    _replace(target/"ends", starts.tobytes())
-    kind, path = token_type(len(ends) - 1), work/"placed.safetensors"
-    placed = {k: v.numpy().copy() for k, v in safetensors.torch.load_file(path).items()} if path.exists() else dict(rows=np.zeros(1, np.int64), at=np.zeros(n_features, np.int64))
+    starts = np.concatenate(
+        [[0], np.cumsum(_count_features(source / "features", kinds["features"], n_features, block))]
+    )
+    _replace(target / "ends", starts.tobytes())
+    kind, path = token_type(len(ends) - 1), work / "placed.safetensors"
+    placed = (
+        {k: v.numpy().copy() for k, v in safetensors.torch.load_file(path).items()}
+        if path.exists()
+        else dict(rows=np.zeros(1, np.int64), at=np.zeros(n_features, np.int64))
+    )
     a = int(placed["rows"][0])
-    with _full_disk(target), open(target/"tokens", "ab"), open(target/"values", "ab"), open(target/"tokens", "r+b", buffering=0) as t, open(target/"values", "r+b", buffering=0) as v:
+    with (
+        _full_disk(target),
+        open(target / "tokens", "ab"),
+        open(target / "values", "ab"),
+        open(target / "tokens", "r+b", buffering=0) as t,
+        open(target / "values", "r+b", buffering=0) as v,
+    ):
         while a < len(ends) - 1:
             b = max(a + 1, int(np.searchsorted(ends, ends[a] + block, "right")) - 1)
-            local, rows, order = _transpose(ends[a:b + 1] - ends[a], _part(source/"features", kinds["features"], ends[a], ends[b]), n_features)
-            places, rows = starts[:-1] + placed["at"], rows.astype(kind, copy=False); rows += kind(a)
+            local, rows, order = _transpose(
+                ends[a : b + 1] - ends[a],
+                _part(source / "features", kinds["features"], ends[a], ends[b]),
+                n_features,
+            )
+            places, rows = starts[:-1] + placed["at"], rows.astype(kind, copy=False)
+            rows += kind(a)
             _runs(t, rows, local, places)
-            _runs(v, _part(source/"values", kinds["values"], ends[a], ends[b])[order], local, places)
-            placed["at"] += np.diff(local); a = b; placed["rows"][0] = a
-            _replace(path, safetensors.torch.save({k: torch.from_numpy(x) for k, x in placed.items()}))
+            _runs(
+                v, _part(source / "values", kinds["values"], ends[a], ends[b])[order], local, places
+            )
+            placed["at"] += np.diff(local)
+            a = b
+            placed["rows"][0] = a
+            _replace(
+                path, safetensors.torch.save({k: torch.from_numpy(x) for k, x in placed.items()})
+            )
 
 # %% ../../nbs/part3_reading/30_features.ipynb #8089b5fc
 @njit(nogil=True, cache=True)
@@ -235,292 +433,544 @@ def _summarise(ends, tokens, values, documents, out):
         for s in range(ends[f], ends[f + 1]):
             v = np.float64(values[s])
             top, low, total, square = max(top, v), min(low, v), total + v, square + v * v
-            if tokens[s] >= stop: seen += 1; stop = documents[np.searchsorted(documents, tokens[s], "right")]
-        out[f, 0], out[f, 1], out[f, 2], out[f, 3], out[f, 4] = seen, top, low if seen else 0.0, total, square
+            if tokens[s] >= stop:
+                seen += 1
+                stop = documents[np.searchsorted(documents, tokens[s], "right")]
+        out[f, 0], out[f, 1], out[f, 2], out[f, 3], out[f, 4] = (
+            seen,
+            top,
+            low if seen else 0.0,
+            total,
+            square,
+        )
+
 
 def _summaries(folder, n_features, dtype, documents, block):
     "Read the entries by feature once, some features at a time."
-    target, out = folder/"by_feature", np.zeros((n_features, 5))
-    ends = np.fromfile(target/"ends", np.int64)
+    target, out = folder / "by_feature", np.zeros((n_features, 5))
+    ends = np.fromfile(target / "ends", np.int64)
     n = int(documents[-1]) if len(documents) else 0
     a = 0
     while a < n_features:
         b = max(a + 1, int(np.searchsorted(ends, ends[a] + block, "right")) - 1)
-        tokens, values = _part(target/"tokens", token_type(n), ends[a], ends[b]), from_bits(_part(target/"values", BITS[dtype], ends[a], ends[b]), dtype)
-        _summarise(ends[a:b + 1] - ends[a], tokens, values, documents, out[a:b]); a = b
+        tokens, values = _part(target / "tokens", token_type(n), ends[a], ends[b]), from_bits(
+            _part(target / "values", BITS[dtype], ends[a], ends[b]), dtype
+        )
+        _summarise(ends[a : b + 1] - ends[a], tokens, values, documents, out[a:b])
+        a = b
     names = ("documents", "max", "min", "sum", "square")
-    _replace(folder/"features.safetensors", safetensors.torch.save({"count": torch.from_numpy(np.diff(ends))} | {k: torch.from_numpy(out[:, i].copy()) for i, k in enumerate(names)}))
+    _replace(
+        folder / "features.safetensors",
+        safetensors.torch.save(
+            {"count": torch.from_numpy(np.diff(ends))}
+            | {k: torch.from_numpy(out[:, i].copy()) for i, k in enumerate(names)}
+        ),
+    )
     return int((np.diff(ends) > 0).sum())
 
 # %% ../../nbs/part3_reading/30_features.ipynb #77cdad41
-def _document_ends(docs:Documents)->np.ndarray: # int64: row behind each document, in the order of the store
+def _document_ends(
+    docs: Documents,
+) -> np.ndarray:  # int64: row behind each document, in the order of the store
     "Where documents end, over the tables of all processes."
     out, base = [], 0
     for t in docs.tables:
-        out.append(base + np.asarray(t["rows"], np.int64)); base = int(out[-1][-1]) if len(out[-1]) else base
+        out.append(base + np.asarray(t["rows"], np.int64))
+        base = int(out[-1][-1]) if len(out[-1]) else base
     return np.concatenate(out) if out else np.zeros(0, np.int64)
+
 
 def _finish(folder, settings, states, memory):
     "From the processes' files to a store; `meta.json` last."
     F, dtype = settings["n_features"], settings["dtype"]
     _joined_parts(folder, settings, states)
     transpose_files(folder, F, dtype, memory)
-    docs = Documents(folder/"documents", settings["corpus"]["start"], settings["world"])
+    docs = Documents(folder / "documents", settings["corpus"]["start"], settings["world"])
     alive = _summaries(folder, F, dtype, _document_ends(docs), max(1, memory // 32))
     counts = {k: sum(s[k] for s in states) for k in ("documents", "tokens", "specials", "entries")}
     about = {k: settings[k] for k in ("sae", "model", "site", "corpus", "n_features", "dtype")}
-    meta = dict(format=1, **about, counts=counts | dict(alive=alive), settings=settings, versions=dict(torch=torch.__version__, numpy=np.__version__, python=platform.python_version()))
-    _replace(folder/"meta.json", json.dumps(meta, indent=1).encode())
+    meta = dict(
+        format=1,
+        **about,
+        counts=counts | dict(alive=alive),
+        settings=settings,
+        versions=dict(
+            torch=torch.__version__, numpy=np.__version__, python=platform.python_version()
+        ),
+    )
+    _replace(folder / "meta.json", json.dumps(meta, indent=1).encode())
 
 # %% ../../nbs/part3_reading/30_features.ipynb #d02d56bd
 def _begin(folder, wanted, defaults):
     "Agree with earlier and other processes on the settings."
     folder.mkdir(parents=True, exist_ok=True)
-    with _lock(folder/".lock", wait=True):
-        if (folder/"meta.json").exists(): shutil.rmtree(folder/".work", ignore_errors=True); return _agreed(folder/"meta.json", wanted, defaults)
-        (folder/".work").mkdir(exist_ok=True)
-        return _agreed(folder/".work"/"settings.json", wanted, defaults)
+    with _lock(folder / ".lock", wait=True):
+        if (folder / "meta.json").exists():
+            shutil.rmtree(folder / ".work", ignore_errors=True)
+            return _agreed(folder / "meta.json", wanted, defaults)
+        (folder / ".work").mkdir(exist_ok=True)
+        return _agreed(folder / ".work" / "settings.json", wanted, defaults)
+
 
 def _end(folder, settings, memory):
     "If all processes are through, make the store; only one process gets here at a time."
-    with _lock(folder/".lock", wait=True):
-        if (folder/"meta.json").exists(): return True
-        paths = [folder/".work"/str(r)/"state.json" for r in range(settings["world"])]
+    with _lock(folder / ".lock", wait=True):
+        if (folder / "meta.json").exists():
+            return True
+        paths = [folder / ".work" / str(r) / "state.json" for r in range(settings["world"])]
         states = [_read_json(p) if p.exists() else {"done": False} for p in paths]
-        if not all(s["done"] for s in states): return False
+        if not all(s["done"] for s in states):
+            return False
         _finish(folder, settings, states, memory)
-        for part in folder.rglob(".*.part"): part.unlink(missing_ok=True) # what kills have left
-        shutil.rmtree(folder/".work")
+        for part in folder.rglob(".*.part"):
+            part.unlink(missing_ok=True)  # what kills have left
+        shutil.rmtree(folder / ".work")
     return True
 
 # %% ../../nbs/part3_reading/30_features.ipynb #c1932994
-def write_store(groups, # function of (settings, state) that yields (list of `Entry`, `Codes`) from document state["next"] on (None: from the start)
-                folder:str|Path, n_features:int, dtype:str="float16", rank:int=0, world:int=1, memory:int=2**29,
-                defaults=dict, **about # what else is to be agreed on: model, sae, site, corpus, …
-               ): # `FeatureStore`; None while other processes are still at work
+def write_store(
+    groups,  # function of (settings, state) that yields (list of `Entry`, `Codes`) from document state["next"] on (None: from the start)
+    folder: str | Path,
+    n_features: int,
+    dtype: str = "float16",
+    rank: int = 0,
+    world: int = 1,
+    memory: int = 2**29,
+    defaults=dict,
+    **about,  # what else is to be agreed on: model, sae, site, corpus, …
+):  # `FeatureStore`; None while other processes are still at work
     "Write a store from any source of codes; an interrupted one is continued."
     folder = Path(folder)
-    if dtype not in BITS: raise WorkbookError(f"dtype={dtype!r}: use one of {', '.join(BITS)}")
-    blank = dict(sae=None, model=None, site=None, corpus=dict(name="codes", start=0), special_ids=[])
-    settings = _begin(folder, blank | about | dict(n_features=n_features, dtype=dtype, world=world), defaults)
-    if (folder/"meta.json").exists(): return FeatureStore(folder)
-    path = folder/".work"/str(rank)/"state.json"
-    if not (path.exists() and _read_json(path)["done"]): # else killed while joining and turning
+    if dtype not in BITS:
+        raise WorkbookError(f"dtype={dtype!r}: use one of {', '.join(BITS)}")
+    blank = dict(
+        sae=None, model=None, site=None, corpus=dict(name="codes", start=0), special_ids=[]
+    )
+    settings = _begin(
+        folder, blank | about | dict(n_features=n_features, dtype=dtype, world=world), defaults
+    )
+    if (folder / "meta.json").exists():
+        return FeatureStore(folder)
+    path = folder / ".work" / str(rank) / "state.json"
+    if not (path.exists() and _read_json(path)["done"]):  # else killed while joining and turning
         writer = _Writer(folder, settings, rank)
         try:
-            for group, codes in groups(settings, writer.state): writer.add(group, codes)
-            writer.state["done"] = True; writer.save()
-        finally: writer.close()
+            for group, codes in groups(settings, writer.state):
+                writer.add(group, codes)
+            writer.state["done"] = True
+            writer.save()
+        finally:
+            writer.close()
     return FeatureStore(folder) if _end(folder, settings, memory) else None
 
 # %% ../../nbs/part3_reading/30_features.ipynb #ad78035b
 def _about(sae, model, site):
     "Who made the numbers; raises `WorkbookError` if the SAE belongs to another model."
     trained, mine = (sae.meta or {}).get("fingerprint"), fingerprint(model)
-    if trained and trained != mine: raise WorkbookError(f"this SAE was trained on {sae.meta.get('model')} with fingerprint {trained}, but the model given is {model.name} with {mine}")
+    if trained and trained != mine:
+        raise WorkbookError(
+            f"this SAE was trained on {sae.meta.get('model')} with fingerprint {trained}, but the"
+            f" model given is {model.name} with {mine}"
+        )
     site = as_site(site or (sae.meta or {}).get("site") or model.middle)
-    width = model.capture(torch.tensor([[model.tokenizer.bos_token_id or 0]]), [site])[site].shape[-1]
-    if width != sae.d: raise WorkbookError(f"the SAE reads {sae.d} numbers a token, but {site} of {model.name} has {width}")
-    return site, dict(fingerprint=sae_fingerprint(sae), variant=sae.variant, n_features=sae.n_features, d=sae.d), dict(name=model.name, revision=model.revision, fingerprint=mine)
+    width = model.capture(torch.tensor([[model.tokenizer.bos_token_id or 0]]), [site])[site].shape[
+        -1
+    ]
+    if width != sae.d:
+        raise WorkbookError(
+            f"the SAE reads {sae.d} numbers a token, but {site} of {model.name} has {width}"
+        )
+    return (
+        site,
+        dict(
+            fingerprint=sae_fingerprint(sae),
+            variant=sae.variant,
+            n_features=sae.n_features,
+            d=sae.d,
+        ),
+        dict(name=model.name, revision=model.revision, fingerprint=mine),
+    )
 
 # %% ../../nbs/part3_reading/30_features.ipynb #fd516176
-def build_store(sae:SAE,
-                lm:LanguageModel, corpus:Corpus, # its rank and world share the documents among processes
-                folder:str|Path, # where it shall be; an interrupted run in there is continued
-                dtype:str="float16", # of the stored activations; or "bfloat16", "float32"
-                tokens:int|None=None, # stop after the document with this many (all processes together)
-                site=None, # where the SAE reads; what it says itself, or the middle of the model
-                token_budget:int|None=None, context:int|None=None, # tokens at once, from the free memory; the model's own
-                memory:int=2**29 # bytes to turn the entries from tokens to features
-               ): # `FeatureStore`; None while other processes are still at work
+def build_store(
+    sae: SAE,
+    lm: LanguageModel,
+    corpus: Corpus,  # its rank and world share the documents among processes
+    folder: str | Path,  # where it shall be; an interrupted run in there is continued
+    dtype: str = "float16",  # of the stored activations; or "bfloat16", "float32"
+    tokens: int | None = None,  # stop after the document with this many (all processes together)
+    site=None,  # where the SAE reads; what it says itself, or the middle of the model
+    token_budget: int | None = None,
+    context: int | None = None,  # tokens at once, from the free memory; the model's own
+    memory: int = 2**29,  # bytes to turn the entries from tokens to features
+):  # `FeatureStore`; None while other processes are still at work
     "Encode a corpus once, out of core, as far as it has not been done."
     site, about_sae, about_model = _about(sae, lm, site)
-    defaults = lambda: dict(token_budget=token_budget or default_budget(lm, [sae.d]), context=context or lm.context, tokens=None)
+    defaults = lambda: dict(
+        token_budget=token_budget or default_budget(lm, [sae.d]),
+        context=context or lm.context,
+        tokens=None,
+    )
+
     def groups(s, state):
         left = math.inf if tokens is None else tokens / corpus.world - state["tokens"]
         rest = corpus if state["next"] is None else corpus.but(start=state["next"])
-        bar = progress(None, "encoding", total=None if tokens is None else int(max(0, left)), unit="tokens")
-        for group in prefetch(_groups(entries(lm, rest), 16 * s["token_budget"], left), 1) if left > 0 else ():
-            yield group, _encode_group(lm, sae, group, site, s); bar.update(sum(len(d.ids) for d in group))
+        bar = progress(
+            None, "encoding", total=None if tokens is None else int(max(0, left)), unit="tokens"
+        )
+        for group in (
+            prefetch(_groups(entries(lm, rest), 16 * s["token_budget"], left), 1)
+            if left > 0
+            else ()
+        ):
+            yield group, _encode_group(lm, sae, group, site, s)
+            bar.update(sum(len(d.ids) for d in group))
         bar.close()
-    store = write_store(groups, folder, sae.n_features, dtype, corpus.rank, corpus.world, memory, defaults, sae=about_sae, model=about_model, site=str(site), corpus=_describe(corpus),
-                        special_ids=special_ids(lm).tolist(), token_budget=token_budget, context=context, tokens=tokens)
+
+    store = write_store(
+        groups,
+        folder,
+        sae.n_features,
+        dtype,
+        corpus.rank,
+        corpus.world,
+        memory,
+        defaults,
+        sae=about_sae,
+        model=about_model,
+        site=str(site),
+        corpus=_describe(corpus),
+        special_ids=special_ids(lm).tolist(),
+        token_budget=token_budget,
+        context=context,
+        tokens=tokens,
+    )
     return store
 
 # %% ../../nbs/part3_reading/30_features.ipynb #d7546306
 class FeatureStore:
     "A finished store: sparse activations by token and by feature, memory-mapped, with the documents they come from."
-    def __init__(self, folder:str|Path, sae=None, model:LanguageModel|None=None): # checked against the store where given
+
+    def __init__(
+        self, folder: str | Path, sae=None, model: LanguageModel | None = None
+    ):  # checked against the store where given
         self.folder = Path(folder)
         self.meta = m = self._read_meta()
         self._check(sae, model)
-        self.n_tokens, self.n_features, self.dtype, self.entries = m["counts"]["tokens"], m["n_features"], m["dtype"], m["counts"]["entries"]
-        by_token, by_feature, types = self.folder/"by_token", self.folder/"by_feature", _part_types(m["settings"])
-        self.token, self.start, self.length = (self._map(by_token/k, types[k], self.n_tokens) for k in ("token", "start", "length"))
-        self.row_ends, self.row_features, self.row_values = self._map(by_token/"ends", np.int64, self.n_tokens + 1), self._map(by_token/"features", types["features"], self.entries), self._map(by_token/"values", types["values"], self.entries)
-        self.ends, self.tokens, self.values = self._map(by_feature/"ends", np.int64, self.n_features + 1), self._map(by_feature/"tokens", token_type(self.n_tokens), self.entries), self._map(by_feature/"values", types["values"], self.entries)
-        self.documents = Documents(self.folder/"documents", m["settings"]["corpus"]["start"], m["settings"]["world"])
+        self.n_tokens, self.n_features, self.dtype, self.entries = (
+            m["counts"]["tokens"],
+            m["n_features"],
+            m["dtype"],
+            m["counts"]["entries"],
+        )
+        by_token, by_feature, types = (
+            self.folder / "by_token",
+            self.folder / "by_feature",
+            _part_types(m["settings"]),
+        )
+        self.token, self.start, self.length = (
+            self._map(by_token / k, types[k], self.n_tokens) for k in ("token", "start", "length")
+        )
+        self.row_ends, self.row_features, self.row_values = (
+            self._map(by_token / "ends", np.int64, self.n_tokens + 1),
+            self._map(by_token / "features", types["features"], self.entries),
+            self._map(by_token / "values", types["values"], self.entries),
+        )
+        self.ends, self.tokens, self.values = (
+            self._map(by_feature / "ends", np.int64, self.n_features + 1),
+            self._map(by_feature / "tokens", token_type(self.n_tokens), self.entries),
+            self._map(by_feature / "values", types["values"], self.entries),
+        )
+        self.documents = Documents(
+            self.folder / "documents", m["settings"]["corpus"]["start"], m["settings"]["world"]
+        )
         self.document_ends, self._kept, self._held = _document_ends(self.documents), {}, 0
-        self.summary = {k: v.numpy() for k, v in safetensors.torch.load_file(self.folder/"features.safetensors").items()}
+        self.summary = {
+            k: v.numpy()
+            for k, v in safetensors.torch.load_file(self.folder / "features.safetensors").items()
+        }
 
-    def __len__(self): return self.n_tokens
+    def __len__(self):
+        return self.n_tokens
+
     @property
-    def counts(self): return self.summary["count"] # [F] tokens on which each feature is active
+    def counts(self):
+        return self.summary["count"]  # [F] tokens on which each feature is active
+
     @property
-    def max(self): return self.summary["max"] # [F]
+    def max(self):
+        return self.summary["max"]  # [F]
+
     @property
-    def text_tokens(self): return self.n_tokens - self.meta["counts"]["specials"] # those that stand for text; only these can be active
+    def text_tokens(self):
+        return (
+            self.n_tokens - self.meta["counts"]["specials"]
+        )  # those that stand for text; only these can be active
+
     @property
-    def densities(self): return self.counts / max(1, self.text_tokens) # [F] share of the text's tokens
+    def densities(self):
+        return self.counts / max(1, self.text_tokens)  # [F] share of the text's tokens
+
     @property
-    def alive(self): return np.flatnonzero(self.counts) # features that are active at least once
+    def alive(self):
+        return np.flatnonzero(self.counts)  # features that are active at least once
 
 # %% ../../nbs/part3_reading/30_features.ipynb #e6d8db9e
 @patch
-def _read_meta(self:FeatureStore):
-    path = self.folder/"meta.json"
-    if not path.exists(): raise WorkbookError(f"{self.folder}: " + ("this store is not finished; call build_store again with the same arguments, and it goes on where it stopped" if (self.folder/".work").exists() else "no feature store is here; make one with build_store(sae, lm, corpus, folder)"))
+def _read_meta(self: FeatureStore):
+    path = self.folder / "meta.json"
+    if not path.exists():
+        raise WorkbookError(
+            f"{self.folder}: "
+            + (
+                "this store is not finished; call build_store again with the same arguments, and it"
+                " goes on where it stopped"
+                if (self.folder / ".work").exists()
+                else "no feature store is here; make one with build_store(sae, lm, corpus, folder)"
+            )
+        )
     meta = _read_json(path)
-    if meta.get("format") != 1 or "n_features" not in meta: raise WorkbookError(f"{path}: not a feature store of format 1; an activation store (chapter 12) is opened with Store")
+    if meta.get("format") != 1 or "n_features" not in meta:
+        raise WorkbookError(
+            f"{path}: not a feature store of format 1; an activation store (chapter 12) is opened"
+            " with Store"
+        )
     return meta
 
-@patch
-def _check(self:FeatureStore, sae, model):
-    made, by = self.meta["sae"] or {}, self.meta["model"] or {}
-    if sae is not None and (f := sae_fingerprint(sae)) != made.get("fingerprint"): raise WorkbookError(f"{self.folder}: was made with SAE {made.get('fingerprint')} ({made.get('n_features')} features), but the SAE given is {f} ({sae.n_features} features); build a store for this one in another folder")
-    if model is not None and (f := fingerprint(model)) != by.get("fingerprint"): raise WorkbookError(f"{self.folder}: was made with {by.get('name')} of fingerprint {by.get('fingerprint')}, but the model given is {model.name} with {f}")
 
 @patch
-def _map(self:FeatureStore, path, dtype, n):
+def _check(self: FeatureStore, sae, model):
+    made, by = self.meta["sae"] or {}, self.meta["model"] or {}
+    if sae is not None and (f := sae_fingerprint(sae)) != made.get("fingerprint"):
+        raise WorkbookError(
+            f"{self.folder}: was made with SAE {made.get('fingerprint')} ({made.get('n_features')}"
+            f" features), but the SAE given is {f} ({sae.n_features} features); build a store for"
+            " this one in another folder"
+        )
+    if model is not None and (f := fingerprint(model)) != by.get("fingerprint"):
+        raise WorkbookError(
+            f"{self.folder}: was made with {by.get('name')} of fingerprint {by.get('fingerprint')},"
+            f" but the model given is {model.name} with {f}"
+        )
+
+
+@patch
+def _map(self: FeatureStore, path, dtype, n):
     size = path.stat().st_size if path.exists() else -1
-    if size != n * np.dtype(dtype).itemsize: raise WorkbookError(f"{path}: {'missing' if size < 0 else f'{size} bytes where {n * np.dtype(dtype).itemsize} belong'}; the store is damaged, delete its folder and build it again")
+    if size != n * np.dtype(dtype).itemsize:
+        raise WorkbookError(
+            f"{path}:"
+            f" {'missing' if size < 0 else f'{size} bytes where {n * np.dtype(dtype).itemsize} belong'};"
+            " the store is damaged, delete its folder and build it again"
+        )
     return _array(path, dtype)
 
+
 @patch
-def __repr__(self:FeatureStore):
+def __repr__(self: FeatureStore):
     c, by = self.meta["counts"], self.meta["model"] or {}
     source = f" of {self.meta['site']} of {by['name']}" if by else ""
-    return f"{self.n_features:,} features ({c['alive']:,} alive){source} on {self.n_tokens:,} tokens of {c['documents']:,} documents of {self.meta['corpus']['name']}: {c['entries'] / max(1, self.text_tokens):.1f} active a token, {self.dtype}"
+    return (
+        f"{self.n_features:,} features ({c['alive']:,} alive){source} on {self.n_tokens:,} tokens"
+        f" of {c['documents']:,} documents of {self.meta['corpus']['name']}:"
+        f" {c['entries'] / max(1, self.text_tokens):.1f} active a token, {self.dtype}"
+    )
 
 # %% ../../nbs/part3_reading/30_features.ipynb #3db52798
 class Activations(NamedTuple):
     "Where one feature is active."
-    tokens: np.ndarray # [n] rows of the store, ascending
-    values: np.ndarray # [n] float32, positive
+
+    tokens: np.ndarray  # [n] rows of the store, ascending
+    values: np.ndarray  # [n] float32, positive
+
 
 @patch
-def _span(self:FeatureStore, feature, alive=False):
+def _span(self: FeatureStore, feature, alive=False):
     "The entries of a feature; raises `WorkbookError` for one that does not exist (or, if wanted alive, is dead)."
-    if not (isinstance(feature, (int, np.integer)) and 0 <= feature < self.n_features): raise WorkbookError(f"feature {feature!r}: this store has features 0…{self.n_features - 1}")
+    if not (isinstance(feature, (int, np.integer)) and 0 <= feature < self.n_features):
+        raise WorkbookError(f"feature {feature!r}: this store has features 0…{self.n_features - 1}")
     a, b = int(self.ends[feature]), int(self.ends[feature + 1])
-    if alive and a == b: raise WorkbookError(f"feature {feature} is dead: it is active on none of the {self.text_tokens:,} tokens of this store, so there is nothing to show. store.alive lists those that are active")
+    if alive and a == b:
+        raise WorkbookError(
+            f"feature {feature} is dead: it is active on none of the {self.text_tokens:,} tokens of"
+            " this store, so there is nothing to show. store.alive lists those that are active"
+        )
     return slice(a, b)
 
+
 @patch
-def feature(self:FeatureStore, feature:int)->Activations: # empty for a dead one
+def feature(self: FeatureStore, feature: int) -> Activations:  # empty for a dead one
     "All activations of a feature."
     span = self._span(feature)
     return Activations(self.tokens[span], from_bits(self.values[span], self.dtype))
 
 # %% ../../nbs/part3_reading/30_features.ipynb #3ae8e014
 @patch
-def codes(self:FeatureStore, start:int=0, stop:int|None=None)->Codes: # of the tokens start:stop
+def codes(
+    self: FeatureStore, start: int = 0, stop: int | None = None
+) -> Codes:  # of the tokens start:stop
     "Activations by token."
     start, stop = max(0, start), self.n_tokens if stop is None else min(stop, self.n_tokens)
-    ends = self.row_ends[start:stop + 1]; span = slice(int(ends[0]), int(ends[-1]))
-    return Codes(torch.from_numpy(ends - ends[0]), torch.from_numpy(self.row_features[span].astype(np.int32)), torch.from_numpy(from_bits(self.row_values[span], self.dtype)), self.n_features)
+    ends = self.row_ends[start : stop + 1]
+    span = slice(int(ends[0]), int(ends[-1]))
+    return Codes(
+        torch.from_numpy(ends - ends[0]),
+        torch.from_numpy(self.row_features[span].astype(np.int32)),
+        torch.from_numpy(from_bits(self.row_values[span], self.dtype)),
+        self.n_features,
+    )
+
 
 @patch
-def batches(self:FeatureStore, size:int=8192): # tokens
+def batches(self: FeatureStore, size: int = 8192):  # tokens
     "Yield (first row, `Codes`) over the whole store."
-    for a in range(0, self.n_tokens, size): yield a, self.codes(a, a + size)
+    for a in range(0, self.n_tokens, size):
+        yield a, self.codes(a, a + size)
 
 # %% ../../nbs/part3_reading/30_features.ipynb #c4823040
 @patch
-def by_feature(self:FeatureStore, features)->Codes: # row i: the tokens on which features[i] is active; n_features is the number of tokens
+def by_feature(
+    self: FeatureStore, features
+) -> Codes:  # row i: the tokens on which features[i] is active; n_features is the number of tokens
     "Activations of some features by feature, as a sparse matrix [features, tokens]."
     found = [self.feature(int(f)) for f in features]
     ends = torch.from_numpy(np.cumsum([0, *(len(a.tokens) for a in found)]))
-    if not found: return Codes(ends, torch.zeros(0, dtype=torch.int32), torch.zeros(0), self.n_tokens)
-    return Codes(ends, torch.from_numpy(np.concatenate([a.tokens for a in found]).astype(token_type(self.n_tokens))), torch.from_numpy(np.concatenate([a.values for a in found])), self.n_tokens)
+    if not found:
+        return Codes(ends, torch.zeros(0, dtype=torch.int32), torch.zeros(0), self.n_tokens)
+    return Codes(
+        ends,
+        torch.from_numpy(
+            np.concatenate([a.tokens for a in found]).astype(token_type(self.n_tokens))
+        ),
+        torch.from_numpy(np.concatenate([a.values for a in found])),
+        self.n_tokens,
+    )
 
 # %% ../../nbs/part3_reading/30_features.ipynb #78f22df3
 @patch
-def address(self:FeatureStore, rows)->tuple[np.ndarray, np.ndarray]: # ordinals of the documents, positions in them
+def address(
+    self: FeatureStore, rows
+) -> tuple[np.ndarray, np.ndarray]:  # ordinals of the documents, positions in them
     "Where rows of the store come from."
     rows = np.atleast_1d(np.asarray(rows, np.int64))
-    if len(rows) and not (0 <= rows.min() and rows.max() < self.n_tokens): raise WorkbookError(f"rows {rows.min()}…{rows.max()} asked for, the store has 0…{self.n_tokens - 1}")
+    if len(rows) and not (0 <= rows.min() and rows.max() < self.n_tokens):
+        raise WorkbookError(
+            f"rows {rows.min()}…{rows.max()} asked for, the store has 0…{self.n_tokens - 1}"
+        )
     k = np.searchsorted(self.document_ends, rows, "right")
     start = np.where(k > 0, self.document_ends[np.maximum(k - 1, 0)], 0)
     return self._ordinals(k), rows - start
 
+
 @patch
-def _ordinals(self:FeatureStore, k):
+def _ordinals(self: FeatureStore, k):
     "Ordinals of the k-th documents of the store: one process's after the other's."
-    d = self.documents; sizes = np.cumsum([0, *map(len, d.tables)])
+    d = self.documents
+    sizes = np.cumsum([0, *map(len, d.tables)])
     rank = np.searchsorted(sizes, k, "right") - 1
     return d.first + (rank - d.first) % d.world + (k - sizes[rank]) * d.world
 
+
 @patch
-def rows_of(self:FeatureStore, document:int)->slice:
+def rows_of(self: FeatureStore, document: int) -> slice:
     "The rows of a document, by its ordinal in the corpus."
     rank, a, b = self.documents.ends(document, "rows")
-    base = int(self.document_ends[sum(map(len, self.documents.tables[:rank])) - 1]) if rank and sum(map(len, self.documents.tables[:rank])) else 0
+    base = (
+        int(self.document_ends[sum(map(len, self.documents.tables[:rank])) - 1])
+        if rank and sum(map(len, self.documents.tables[:rank]))
+        else 0
+    )
     return slice(base + a, base + b)
 
 # %% ../../nbs/part3_reading/30_features.ipynb #1309fff2
 class Stored(NamedTuple):
     "A document of a store."
+
     id: str
     text: str
-    rows: slice # of the store
+    rows: slice  # of the store
+
 
 @patch
-def document(self:FeatureStore, ordinal:int)->Stored: # by its ordinal in the corpus
+def document(self: FeatureStore, ordinal: int) -> Stored:  # by its ordinal in the corpus
     "A document; those used last are remembered (up to 2²³ characters)."
     if ordinal not in self._kept:
-        while self._kept and self._held > 2**23: self._held -= len(self._kept.pop(next(iter(self._kept))).text)
+        while self._kept and self._held > 2**23:
+            self._held -= len(self._kept.pop(next(iter(self._kept))).text)
         data = self.documents._bytes(ordinal, "text", "texts")
-        d = Stored(self.documents.id(ordinal), zlib.decompress(data).decode(errors="surrogatepass") if data else "", self.rows_of(ordinal))
-        self._kept[ordinal] = d; self._held += len(d.text)
+        d = Stored(
+            self.documents.id(ordinal),
+            zlib.decompress(data).decode(errors="surrogatepass") if data else "",
+            self.rows_of(ordinal),
+        )
+        self._kept[ordinal] = d
+        self._held += len(d.text)
     return self._kept[ordinal]
 
 # %% ../../nbs/part3_reading/30_features.ipynb #df7ee9d4
 @patch
-def offsets(self:FeatureStore, rows:slice)->np.ndarray: # int64 [n, 2] characters of their document
+def offsets(
+    self: FeatureStore, rows: slice
+) -> np.ndarray:  # int64 [n, 2] characters of their document
     "Where tokens stand in their document's text."
     start = self.start[rows].astype(np.int64)
     return np.stack([start, start + self.length[rows]], 1)
 
+
 @patch
-def passage(self:FeatureStore, row:int, words:int=40, # on each side
-            document:int|None=None # its ordinal, if known
-           )->Passage:
+def passage(
+    self: FeatureStore,
+    row: int,
+    words: int = 40,  # on each side
+    document: int | None = None,  # its ordinal, if known
+) -> Passage:
     "The token of a row, and the words around it."
-    if document is None: document = int(self.address(row)[0][0])
-    d, a = self.document(document), int(self.start[row]); b, position = a + int(self.length[row]), row - d.rows.start
-    if a == b: a = b = 0 if position == 0 else len(d.text) # a special token
+    if document is None:
+        document = int(self.address(row)[0][0])
+    d, a = self.document(document), int(self.start[row])
+    b, position = a + int(self.length[row]), row - d.rows.start
+    if a == b:
+        a = b = 0 if position == 0 else len(d.text)  # a special token
     return Passage(d.id, document, position, d.text, a, b, *around(d.text, a, b, words))
 
 # %% ../../nbs/part3_reading/30_features.ipynb #9a7c544d
 class Hit(NamedTuple):
     "One activation of a feature, with its words."
+
     feature: int
     value: float
-    row: int # of the store
+    row: int  # of the store
     token_id: int
-    passage: Passage # id, document, position, text, start, end, left, right, token
-    def __str__(self): return f"{self.value:7.2f}  " + str(self.passage).replace("\n", "↵")
+    passage: Passage  # id, document, position, text, start, end, left, right, token
+
+    def __str__(self):
+        return f"{self.value:7.2f}  " + str(self.passage).replace("\n", "↵")
+
 
 class Hits(list):
     "Activations in the order that was asked for."
-    def __repr__(self): return "\n".join(map(str, self))
+
+    def __repr__(self):
+        return "\n".join(map(str, self))
+
     def _repr_html_(self):
         import html
+
         def row(h):
-            p = h.passage; e = lambda s: html.escape(s).replace("\n", "<span style='opacity:.5'>↵</span>")
-            return f"<tr><td>{h.value:.2f}</td><td style='text-align:left;color:#808080'>{html.escape(p.id)}:{p.position}</td><td style='text-align:left'>{e(p.text[p.left:p.start])}<b style='background:rgba(230,159,0,.45)'>{e(p.token)}</b>{e(p.text[p.end:p.right])}</td></tr>"
-        return "<table><tr><th>value</th><th>where</th><th>words around</th></tr>" + "".join(map(row, self)) + "</table>"
+            p = h.passage
+            e = lambda s: html.escape(s).replace("\n", "<span style='opacity:.5'>↵</span>")
+            return (
+                f"<tr><td>{h.value:.2f}</td><td"
+                f" style='text-align:left;color:#808080'>{html.escape(p.id)}:{p.position}</td><td"
+                f" style='text-align:left'>{e(p.text[p.left:p.start])}<b"
+                f" style='background:rgba(230,159,0,.45)'>{e(p.token)}</b>{e(p.text[p.end:p.right])}</td></tr>"
+            )
+
+        return (
+            "<table><tr><th>value</th><th>where</th><th>words around</th></tr>"
+            + "".join(map(row, self))
+            + "</table>"
+        )
 
 # %% ../../nbs/part3_reading/30_features.ipynb #79c6ba5a
 @njit(nogil=True, cache=True)
@@ -530,74 +980,123 @@ def _largest(bits, k, flip):
     best, where = np.empty(k + 1, np.int64), np.empty(k + 1, np.int64)
     for i in range(n):
         v = -np.int64(bits[i]) if flip else np.int64(bits[i])
-        if m == k and v <= best[k - 1]: continue
+        if m == k and v <= best[k - 1]:
+            continue
         j = m
-        while j > 0 and best[j - 1] < v: best[j], where[j] = best[j - 1], where[j - 1]; j -= 1
+        while j > 0 and best[j - 1] < v:
+            best[j], where[j] = best[j - 1], where[j - 1]
+            j -= 1
         best[j], where[j] = v, i
-        if m < k: m += 1
+        if m < k:
+            m += 1
     return where[:m]
 
-def extreme(bits:np.ndarray, k:int, lowest:bool=False)->np.ndarray: # places, best first
+
+def extreme(bits: np.ndarray, k: int, lowest: bool = False) -> np.ndarray:  # places, best first
     "Places of the k largest or smallest of some positive numbers, given as bits; of equal ones the first."
-    if k > 1024: return np.argsort(bits if lowest else ~bits, kind="stable")[:k]
+    if k > 1024:
+        return np.argsort(bits if lowest else ~bits, kind="stable")[:k]
     return _largest(bits, min(k, len(bits)), lowest)
 
 # %% ../../nbs/part3_reading/30_features.ipynb #0f94c1d1
 @patch
-def hits(self:FeatureStore, feature:int, places, # numbers of the feature's activations
-         words:int=40)->Hits:
+def hits(
+    self: FeatureStore,
+    feature: int,
+    places,  # numbers of the feature's activations
+    words: int = 40,
+) -> Hits:
     "Chosen activations of a feature with their words."
     span = self._span(feature)
     rows, values = self.tokens[span][places], from_bits(self.values[span][places], self.dtype)
-    found = zip(rows.tolist(), values.tolist(), self.token[rows].tolist(), self.address(rows)[0].tolist())
+    found = zip(
+        rows.tolist(), values.tolist(), self.token[rows].tolist(), self.address(rows)[0].tolist()
+    )
     return Hits(Hit(int(feature), v, r, t, self.passage(r, words, d)) for r, v, t, d in found)
 
+
 @patch
-def _extremes(self:FeatureStore, feature, n, lowest, distinct, words):
+def _extremes(self: FeatureStore, feature, n, lowest, distinct, words):
     span = self._span(feature, alive=True)
     bits, k = self.values[span], 8 * n if distinct else n
     while True:
         places = extreme(bits, k, lowest)
-        if not distinct: break
+        if not distinct:
+            break
         documents = self.address(self.tokens[span][places])[0]
-        first = np.sort(np.unique(documents, return_index=True)[1]) # the best of each document, still best first
-        if len(first) >= n or k >= len(bits): places = places[first[:n]]; break
+        first = np.sort(
+            np.unique(documents, return_index=True)[1]
+        )  # the best of each document, still best first
+        if len(first) >= n or k >= len(bits):
+            places = places[first[:n]]
+            break
         k *= 8
     return self.hits(feature, places, words)
 
 # %% ../../nbs/part3_reading/30_features.ipynb #5d00e427
 @patch
-def top(self:FeatureStore, feature:int, n:int=20, distinct:bool=False, # at most one from a document
-        words:int=40)->Hits: # strongest first
+def top(
+    self: FeatureStore,
+    feature: int,
+    n: int = 20,
+    distinct: bool = False,  # at most one from a document
+    words: int = 40,
+) -> Hits:  # strongest first
     "Where a feature is most active; raises `WorkbookError` for a dead one."
     return self._extremes(feature, n, False, distinct, words)
 
+
 @patch
-def bottom(self:FeatureStore, feature:int, n:int=20, distinct:bool=False, words:int=40)->Hits: # weakest first
+def bottom(
+    self: FeatureStore, feature: int, n: int = 20, distinct: bool = False, words: int = 40
+) -> Hits:  # weakest first
     "Where a feature is active, but least; raises `WorkbookError` for a dead one."
     return self._extremes(feature, n, True, distinct, words)
 
 # %% ../../nbs/part3_reading/30_features.ipynb #5687c434
 @patch
-def quantiles(self:FeatureStore, feature:int, groups:int=10, per:int=2, # groups of the range, samples from each
-              by:str="count", # groups of as many activations each; "width": of as much of the range from 0 to the maximum each
-              seed:int=0, words:int=40)->list[Hits]: # strongest group first; groups may be empty
+def quantiles(
+    self: FeatureStore,
+    feature: int,
+    groups: int = 10,
+    per: int = 2,  # groups of the range, samples from each
+    by: str = "count",  # groups of as many activations each; "width": of as much of the range from 0 to the maximum each
+    seed: int = 0,
+    words: int = 40,
+) -> list[Hits]:  # strongest group first; groups may be empty
     "Random examples from the whole range of a feature."
     span = self._span(feature, alive=True)
     bits, rng = self.values[span], np.random.default_rng([seed, feature])
-    order = np.argsort(~bits, kind="stable") # radix sort: linear
-    if by == "count": cuts = np.linspace(0, len(order), groups + 1).round().astype(int)
+    order = np.argsort(~bits, kind="stable")  # radix sort: linear
+    if by == "count":
+        cuts = np.linspace(0, len(order), groups + 1).round().astype(int)
     elif by == "width":
-        edges = to_bits(torch.from_numpy(np.linspace(float(self.max[feature]), 0, groups + 1)[1:-1].astype(np.float32)), self.dtype)
-        cuts = np.concatenate([[0], len(bits) - np.searchsorted(bits[order[::-1]], edges, "left"), [len(bits)]])
-    else: raise WorkbookError(f"by={by!r}: use 'count' (as many activations in each group) or 'width' (as much of the range)")
-    samples = [order[a:b][np.sort(rng.choice(b - a, min(per, b - a), replace=False))] for a, b in zip(cuts, cuts[1:])]
+        edges = to_bits(
+            torch.from_numpy(
+                np.linspace(float(self.max[feature]), 0, groups + 1)[1:-1].astype(np.float32)
+            ),
+            self.dtype,
+        )
+        cuts = np.concatenate(
+            [[0], len(bits) - np.searchsorted(bits[order[::-1]], edges, "left"), [len(bits)]]
+        )
+    else:
+        raise WorkbookError(
+            f"by={by!r}: use 'count' (as many activations in each group) or 'width' (as much of the"
+            " range)"
+        )
+    samples = [
+        order[a:b][np.sort(rng.choice(b - a, min(per, b - a), replace=False))]
+        for a, b in zip(cuts, cuts[1:])
+    ]
     found = iter(self.hits(feature, np.concatenate(samples), words))
     return [Hits(next(found) for _ in s) for s in samples]
 
 # %% ../../nbs/part3_reading/30_features.ipynb #b5a073e0
 @patch
-def histogram(self:FeatureStore, feature:int, bins:int=40)->tuple[np.ndarray, np.ndarray]: # counts [bins], edges [bins + 1]
+def histogram(
+    self: FeatureStore, feature: int, bins: int = 40
+) -> tuple[np.ndarray, np.ndarray]:  # counts [bins], edges [bins + 1]
     "How a feature's activations are distributed, from 0 to its maximum."
     return np.histogram(self.feature(feature).values, bins, (0, float(self.max[feature]) or 1.0))
 
@@ -605,50 +1104,90 @@ def histogram(self:FeatureStore, feature:int, bins:int=40)->tuple[np.ndarray, np
 @njit(nogil=True, cache=True)
 def _together(tokens, row_ends, row_features, count):
     for t in tokens:
-        for s in range(row_ends[t], row_ends[t + 1]): count[row_features[s]] += 1
+        for s in range(row_ends[t], row_ends[t + 1]):
+            count[row_features[s]] += 1
 
 # %% ../../nbs/part3_reading/30_features.ipynb #f596f983
 @patch
-def coactive(self:FeatureStore, feature:int, n:int=10, most:int=2**16 # of the feature's tokens to look at, evenly spread
-            )->list[dict]: # by Jaccard index, highest first
+def coactive(
+    self: FeatureStore,
+    feature: int,
+    n: int = 10,
+    most: int = 2**16,  # of the feature's tokens to look at, evenly spread
+) -> list[dict]:  # by Jaccard index, highest first
     "Features that are active on the same tokens: how many, how many by chance, and the share of their union."
     span = self._span(feature, alive=True)
-    tokens = self.tokens[span]; own = len(tokens)
-    if own > most: tokens = tokens[np.linspace(0, own - 1, most).astype(np.int64)]
+    tokens = self.tokens[span]
+    own = len(tokens)
+    if own > most:
+        tokens = tokens[np.linspace(0, own - 1, most).astype(np.int64)]
     count = np.zeros(self.n_features, np.int64)
     _together(tokens, self.row_ends, self.row_features, count)
-    both = count * (own / len(tokens)); both[feature] = 0
+    both = count * (own / len(tokens))
+    both[feature] = 0
     jaccard = both / np.maximum(1, own + self.counts - both)
     best = np.argsort(-jaccard, kind="stable")[:n]
-    return [dict(feature=int(f), together=float(both[f]), expected=float(own * self.counts[f] / self.text_tokens), jaccard=float(jaccard[f])) for f in best if both[f]]
+    return [
+        dict(
+            feature=int(f),
+            together=float(both[f]),
+            expected=float(own * self.counts[f] / self.text_tokens),
+            jaccard=float(jaccard[f]),
+        )
+        for f in best
+        if both[f]
+    ]
 
 # %% ../../nbs/part3_reading/30_features.ipynb #34d42857
 def _kept_store(name, sae, preset, lm, tokens):
     "A store of held-out documentation and concept texts in the cache; made if it is not there."
     folder = cache_path("features", f"{name}-{sae_fingerprint(sae)}-{tokens}")
     with FileLock(str(folder) + ".lock"):
-        if (folder/"meta.json").exists(): return FeatureStore(folder, sae, lm)
-        return build_store(sae, lm or load_model(preset), open_corpus("docs+concepts:20000", split="heldout", seed=0), folder, tokens=tokens)
+        if (folder / "meta.json").exists():
+            return FeatureStore(folder, sae, lm)
+        return build_store(
+            sae,
+            lm or load_model(preset),
+            open_corpus("docs+concepts:20000", split="heldout", seed=0),
+            folder,
+            tokens=tokens,
+        )
 
-def workbook_store(size:str="M", # of the shipped SAEs: "S", "M" or "L"
-                   tokens:int=200_000, # of held-out documentation and concept texts
-                   lm:LanguageModel|None=None # the workbook model, if it is loaded already
-                  )->FeatureStore:
+
+def workbook_store(
+    size: str = "M",  # of the shipped SAEs: "S", "M" or "L"
+    tokens: int = 200_000,  # of held-out documentation and concept texts
+    lm: LanguageModel | None = None,  # the workbook model, if it is loaded already
+) -> FeatureStore:
     "The store that the chapters of this part read, made on the first call and kept in the cache."
     return _kept_store(size, load_sae(size), "workbook", lm, tokens)
 
 # %% ../../nbs/part3_reading/30_features.ipynb #a3c30002
-def minilm_store(features:int=1024, tokens:int=50_000, # of held-out documentation and concept texts
-                 lm:LanguageModel|None=None # MiniLM, if it is loaded already
-                )->FeatureStore:
+def minilm_store(
+    features: int = 1024,
+    tokens: int = 50_000,  # of held-out documentation and concept texts
+    lm: LanguageModel | None = None,  # MiniLM, if it is loaded already
+) -> FeatureStore:
     "A store of MiniLM's middle layer, made on the first call (which may train the dictionary first) and kept in the cache."
     lm = lm or load_model("minilm")
     return _kept_store("minilm", minilm_sae(features, lm=lm), "minilm", lm, tokens)
 
 # %% ../../nbs/part3_reading/30_features.ipynb #123675da
 @patch
-def sizes(self:FeatureStore)->dict: # bytes a token of each part
+def sizes(self: FeatureStore) -> dict:  # bytes a token of each part
     "What the store takes on disk, for each token of the corpus."
-    groups = {"by token": ["by_token/ends", "by_token/features", "by_token/values"], "by feature": ["by_feature"], "tokens and offsets": ["by_token/token", "by_token/start", "by_token/length"], "texts": ["documents"], "summaries": ["features.safetensors", "meta.json"]}
-    size = lambda p: sum(q.stat().st_size for q in p.rglob("*") if q.is_file()) if p.is_dir() else p.stat().st_size
-    return {k: sum(size(self.folder/p) for p in parts) / self.n_tokens for k, parts in groups.items()}
+    groups = {
+        "by token": ["by_token/ends", "by_token/features", "by_token/values"],
+        "by feature": ["by_feature"],
+        "tokens and offsets": ["by_token/token", "by_token/start", "by_token/length"],
+        "texts": ["documents"],
+        "summaries": ["features.safetensors", "meta.json"],
+    }
+    size = lambda p: (
+        sum(q.stat().st_size for q in p.rglob("*") if q.is_file())
+        if p.is_dir()
+        else p.stat().st_size
+    )
+    return {
+        k: sum(size(self.folder / p) for p in parts) / self.n_tokens for k, parts in groups.items()
+    }

@@ -30,157 +30,260 @@ from .neurons import slabs
 # %% ../../nbs/part3_reading/34_geometry.ipynb #6a749ac0
 class Neighbours(NamedTuple):
     "The k nearest directions, nearest first."
-    index: torch.Tensor # int64 [n, k]
-    cosine: torch.Tensor # float32 [n, k]
+
+    index: torch.Tensor  # int64 [n, k]
+    cosine: torch.Tensor  # float32 [n, k]
+
 
 @torch.no_grad()
-def neighbours(queries:torch.Tensor, # [n, d] directions of any length
-               among:torch.Tensor|None=None, # [m, d]; None: the queries themselves, and nobody is its own neighbour
-               k:int=10, block:int=4096 # directions at a time, on either side
-              )->Neighbours:
+def neighbours(
+    queries: torch.Tensor,  # [n, d] directions of any length
+    among: (
+        torch.Tensor | None
+    ) = None,  # [m, d]; None: the queries themselves, and nobody is its own neighbour
+    k: int = 10,
+    block: int = 4096,  # directions at a time, on either side
+) -> Neighbours:
     "Nearest directions by cosine, exact, in blocks with a running top k."
     own, among = among is None, F.normalize(queries if among is None else among, dim=1)
-    if not 0 < k <= len(among) - own: raise WorkbookError(f"k={k}: there are {len(among) - own} directions to choose from")
+    if not 0 < k <= len(among) - own:
+        raise WorkbookError(f"k={k}: there are {len(among) - own} directions to choose from")
     found = []
     for s in range(0, len(queries), block):
-        q, best = F.normalize(queries[s:s + block], dim=1), None
+        q, best = F.normalize(queries[s : s + block], dim=1), None
         for t in range(0, len(among), block):
-            c = q @ among[t:t + block].T
-            if own and s == t: c.fill_diagonal_(-2)
-            new = c.topk(min(k, c.shape[1]), dim=1); pair = new.values, new.indices + t
+            c = q @ among[t : t + block].T
+            if own and s == t:
+                c.fill_diagonal_(-2)
+            new = c.topk(min(k, c.shape[1]), dim=1)
+            pair = new.values, new.indices + t
             if best is not None:
                 v, i = torch.cat([best[0], pair[0]], 1), torch.cat([best[1], pair[1]], 1)
-                top = v.topk(min(k, v.shape[1]), dim=1); pair = top.values, i.gather(1, top.indices)
+                top = v.topk(min(k, v.shape[1]), dim=1)
+                pair = top.values, i.gather(1, top.indices)
             best = pair
         found.append(best)
     return Neighbours(torch.cat([b[1] for b in found]), torch.cat([b[0] for b in found]))
 
 # %% ../../nbs/part3_reading/34_geometry.ipynb #36140072
-def scrambled(directions:torch.Tensor, seed:int=0)->torch.Tensor:
+def scrambled(directions: torch.Tensor, seed: int = 0) -> torch.Tensor:
     "Every direction with its own coordinates in another order."
     g = torch.Generator().manual_seed(seed)
-    return directions.gather(1, torch.rand(directions.shape, generator=g).argsort(1).to(directions.device))
+    return directions.gather(
+        1, torch.rand(directions.shape, generator=g).argsort(1).to(directions.device)
+    )
 
-def rotated(directions:torch.Tensor, seed:int=0)->torch.Tensor:
+
+def rotated(directions: torch.Tensor, seed: int = 0) -> torch.Tensor:
     "All directions under one random rotation: their geometry is kept, their place in the model is lost."
     g = torch.Generator().manual_seed(seed)
-    q, r = torch.linalg.qr(torch.randn(directions.shape[1], directions.shape[1], generator=g, dtype=torch.float64))
+    q, r = torch.linalg.qr(
+        torch.randn(directions.shape[1], directions.shape[1], generator=g, dtype=torch.float64)
+    )
     return directions @ (q * r.diagonal().sign()).to(directions)
 
 # %% ../../nbs/part3_reading/34_geometry.ipynb #518be652
-def approximate_neighbours(directions:torch.Tensor, k:int=10,
-                           breadth:int=30, # neighbours that the descent keeps of each; more find more, and take longer
-                           seed:int=0)->Neighbours:
+def approximate_neighbours(
+    directions: torch.Tensor,
+    k: int = 10,
+    breadth: int = 30,  # neighbours that the descent keeps of each; more find more, and take longer
+    seed: int = 0,
+) -> Neighbours:
     "Nearest directions by nearest-neighbour descent; seeded."
     from pynndescent import NNDescent
+
     x = F.normalize(directions, dim=1).cpu().numpy().astype(np.float32)
-    index, distance = NNDescent(x, metric="cosine", n_neighbors=max(k + 1, breadth), random_state=seed, n_jobs=torch.get_num_threads()).neighbor_graph
+    index, distance = NNDescent(
+        x,
+        metric="cosine",
+        n_neighbors=max(k + 1, breadth),
+        random_state=seed,
+        n_jobs=torch.get_num_threads(),
+    ).neighbor_graph
     index, distance = torch.from_numpy(index.astype(np.int64)), torch.from_numpy(distance)
     other = index != torch.arange(len(x))[:, None]
-    place = torch.sort((~other).int(), dim=1, stable=True).indices[:, :k] # itself goes to the end
+    place = torch.sort((~other).int(), dim=1, stable=True).indices[:, :k]  # itself goes to the end
     return Neighbours(index.gather(1, place), 1 - distance.gather(1, place))
 
-def nearest(directions:torch.Tensor, k:int=10, exact_below:int=2**20, breadth:int=30, seed:int=0)->Neighbours:
-    "Exact up to a million directions, approximate beyond."
-    return neighbours(directions, k=k) if len(directions) <= exact_below else approximate_neighbours(directions, k, breadth, seed)
 
-def recall(found:Neighbours, true:Neighbours)->float:
+def nearest(
+    directions: torch.Tensor,
+    k: int = 10,
+    exact_below: int = 2**20,
+    breadth: int = 30,
+    seed: int = 0,
+) -> Neighbours:
+    "Exact up to a million directions, approximate beyond."
+    return (
+        neighbours(directions, k=k)
+        if len(directions) <= exact_below
+        else approximate_neighbours(directions, k, breadth, seed)
+    )
+
+
+def recall(found: Neighbours, true: Neighbours) -> float:
     "Share of the true neighbours that were found."
     k = min(found.index.shape[1], true.index.shape[1])
-    return float((found.index[:, :k, None] == true.index[:, None, :k].to(found.index.device)).any(2).float().mean())
+    return float(
+        (found.index[:, :k, None] == true.index[:, None, :k].to(found.index.device))
+        .any(2)
+        .float()
+        .mean()
+    )
 
 # %% ../../nbs/part3_reading/34_geometry.ipynb #bc6806ef
 @dataclass
 class SharedText:
     "Sparse codes of several dictionaries on the same tokens, with the truth about these tokens."
-    token: np.ndarray # int64 [n]
-    document: np.ndarray # int64 [n]
-    names: list # of the labels: "concept" or "concept:entity"
-    labels: sp.csr_matrix # float32 [n, labels], 1 inside a span
-    codes: dict # name → `Codes` by feature: [F, n]
+
+    token: np.ndarray  # int64 [n]
+    document: np.ndarray  # int64 [n]
+    names: list  # of the labels: "concept" or "concept:entity"
+    labels: sp.csr_matrix  # float32 [n, labels], 1 inside a span
+    codes: dict  # name → `Codes` by feature: [F, n]
+
 
 def _span_labels(lm, corpus, first):
     "Entries (row, label) of all spans; `first` maps a document to {position: row}."
     names, entries = {}, []
     for ordinal, d in corpus.items():
-        if ordinal not in first: continue
-        e, = lm.encode([d.text])
+        if ordinal not in first:
+            continue
+        (e,) = lm.encode([d.text])
         for s, (a, b) in zip(d.spans, token_ranges(e.offsets, d.spans)):
-            rows = first[ordinal][a:b]; rows = rows[rows >= 0]
-            for name in [s.concept] + ([f"{s.concept}:{s.entity}"] if s.entity else []): entries.append((rows, np.full(len(rows), names.setdefault(name, len(names)))))
-    return list(names), *(np.concatenate(x) if entries else np.zeros(0, int) for x in (zip(*entries) if entries else ((), ())))
+            rows = first[ordinal][a:b]
+            rows = rows[rows >= 0]
+            for name in [s.concept] + ([f"{s.concept}:{s.entity}"] if s.entity else []):
+                entries.append((rows, np.full(len(rows), names.setdefault(name, len(names)))))
+    return list(names), *(
+        np.concatenate(x) if entries else np.zeros(0, int)
+        for x in (zip(*entries) if entries else ((), ()))
+    )
+
 
 @torch.no_grad()
-def shared_text(lm:LanguageModel, saes:dict, # name → dictionary, all of one site
-                corpus:Corpus, tokens:float=50_000)->SharedText:
+def shared_text(
+    lm: LanguageModel,
+    saes: dict,  # name → dictionary, all of one site
+    corpus: Corpus,
+    tokens: float = 50_000,
+) -> SharedText:
     "Encode the same tokens with several dictionaries, and lay the labels of the corpus beside them."
     site = as_site(next(iter(saes.values())).meta.get("site") or lm.middle)
     parts, found = {k: [] for k in saes}, []
     for slab in slabs(lm, corpus, [site], tokens):
         found.append(slab._replace(x=None))
-        for k, s in saes.items(): parts[k].append(s.encode(slab.x.to(s.W_enc.device)))
-    token, document, position = (np.concatenate([getattr(f, k) for f in found]) for k in ("token", "document", "position"))
+        for k, s in saes.items():
+            parts[k].append(s.encode(slab.x.to(s.W_enc.device)))
+    token, document, position = (
+        np.concatenate([getattr(f, k) for f in found]) for k in ("token", "document", "position")
+    )
     first = {int(d): np.full(position[document == d].max() + 1, -1) for d in np.unique(document)}
-    for d, rows in ((d, np.flatnonzero(document == d)) for d in first): first[d][position[rows]] = rows
+    for d, rows in ((d, np.flatnonzero(document == d)) for d in first):
+        first[d][position[rows]] = rows
     names, row, column = _span_labels(lm, corpus.but(limit=int(document.max()) + 1), first)
-    labels = sp.csr_matrix((np.ones(len(row), np.float32), (row, column)), (len(token), len(names))); labels.data[:] = 1
-    return SharedText(token, document, names, labels, {k: transpose(join(p))[0] for k, p in parts.items()})
+    labels = sp.csr_matrix((np.ones(len(row), np.float32), (row, column)), (len(token), len(names)))
+    labels.data[:] = 1
+    return SharedText(
+        token, document, names, labels, {k: transpose(join(p))[0] for k, p in parts.items()}
+    )
 
 # %% ../../nbs/part3_reading/34_geometry.ipynb #ae15b422
 @dataclass
 class Profile:
     "What the features of one dictionary are active on."
-    precision: np.ndarray # float64 [F, labels]: share of a feature's activation that falls on tokens with the label
-    recall: np.ndarray # float64 [F, labels]: share of the label's tokens on which the feature is active
-    count: np.ndarray # int64 [F]
 
-def profile(text:SharedText, name:str, keep=None)->Profile: # bool [n]: tokens that count; None: all
+    precision: (
+        np.ndarray
+    )  # float64 [F, labels]: share of a feature's activation that falls on tokens with the label
+    recall: (
+        np.ndarray
+    )  # float64 [F, labels]: share of the label's tokens on which the feature is active
+    count: np.ndarray  # int64 [F]
+
+
+def profile(
+    text: SharedText, name: str, keep=None
+) -> Profile:  # bool [n]: tokens that count; None: all
     "Precision (weighted by activation) and recall of all features for all labels."
     c, keep = text.codes[name], np.ones(len(text.token), bool) if keep is None else keep
-    on = keep[c.indices.numpy()]; pick = lambda v: sp.csr_matrix((np.where(on, v, 0).astype(np.float64), c.indices.numpy(), c.indptr.numpy()), (c.n, c.n_features))
+    on = keep[c.indices.numpy()]
+    pick = lambda v: sp.csr_matrix(
+        (np.where(on, v, 0).astype(np.float64), c.indices.numpy(), c.indptr.numpy()),
+        (c.n, c.n_features),
+    )
     total = np.asarray(pick(c.values.numpy()).sum(1)).ravel()
     size = np.asarray(text.labels[keep].sum(0)).ravel()
     hits, mass = (pick(v) @ text.labels for v in (np.ones(len(on)), c.values.numpy()))
-    return Profile(mass.toarray() / np.maximum(total, 1e-30)[:, None], hits.toarray() / np.maximum(size, 1), np.asarray(pick(np.ones(len(on))).sum(1)).ravel().astype(np.int64))
+    return Profile(
+        mass.toarray() / np.maximum(total, 1e-30)[:, None],
+        hits.toarray() / np.maximum(size, 1),
+        np.asarray(pick(np.ones(len(on))).sum(1)).ravel().astype(np.int64),
+    )
 
-def words(text:SharedText, lm:LanguageModel, name:str, feature:int, n:int=3)->str:
+
+def words(text: SharedText, lm: LanguageModel, name: str, feature: int, n: int = 3) -> str:
     "The tokens on which a feature is active, those with the most activation first."
-    c = text.codes[name]; span = slice(int(c.indptr[feature]), int(c.indptr[feature + 1]))
-    mass = pd.Series(c.values[span].numpy()).groupby(text.token[c.indices[span].numpy()]).sum().sort_values(ascending=False)
-    return " ".join(f"‹{lm.tokenizer.decode([int(t)])}›" for t in mass.index[:n]) or "(never active)"
+    c = text.codes[name]
+    span = slice(int(c.indptr[feature]), int(c.indptr[feature + 1]))
+    mass = (
+        pd.Series(c.values[span].numpy())
+        .groupby(text.token[c.indices[span].numpy()])
+        .sum()
+        .sort_values(ascending=False)
+    )
+    return (
+        " ".join(f"‹{lm.tokenizer.decode([int(t)])}›" for t in mass.index[:n]) or "(never active)"
+    )
 
 # %% ../../nbs/part3_reading/34_geometry.ipynb #e73156d8
-def best_feature(p:Profile, label:int)->int:
+def best_feature(p: Profile, label: int) -> int:
     "The feature with the highest F1 for a label (precision weighted by activation)."
     a, b = p.precision[:, label], p.recall[:, label]
     return int((2 * a * b / np.maximum(a + b, 1e-12)).argmax())
 
 # %% ../../nbs/part3_reading/34_geometry.ipynb #01469504
-def layout(directions:torch.Tensor, # [n, d]
-           seed:int=0, n_neighbors:int=15)->np.ndarray: # [n, 2]
+def layout(
+    directions: torch.Tensor, seed: int = 0, n_neighbors: int = 15  # [n, d]
+) -> np.ndarray:  # [n, 2]
     "A plane in which near directions stay near (UMAP with the cosine, McInnes et al. 2018); the same for the same seed."
     import warnings
     from umap import UMAP
-    if len(directions) < 5: raise WorkbookError(f"layout: {len(directions)} directions; UMAP needs at least 5")
+
+    if len(directions) < 5:
+        raise WorkbookError(f"layout: {len(directions)} directions; UMAP needs at least 5")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        return UMAP(metric="cosine", random_state=seed, n_jobs=1, n_neighbors=min(n_neighbors, len(directions) - 1)).fit_transform(F.normalize(directions, dim=1).cpu().numpy())
+        return UMAP(
+            metric="cosine",
+            random_state=seed,
+            n_jobs=1,
+            n_neighbors=min(n_neighbors, len(directions) - 1),
+        ).fit_transform(F.normalize(directions, dim=1).cpu().numpy())
 
-def kept(directions:torch.Tensor, plane:np.ndarray, k:int=10)->float:
+
+def kept(directions: torch.Tensor, plane: np.ndarray, k: int = 10) -> float:
     "Share of every point's k nearest directions that are among its k nearest in the plane."
     true = neighbours(directions, k=k).index
-    d = torch.cdist(torch.from_numpy(plane).double(), torch.from_numpy(plane).double()); d.fill_diagonal_(math.inf)
+    d = torch.cdist(torch.from_numpy(plane).double(), torch.from_numpy(plane).double())
+    d.fill_diagonal_(math.inf)
     return recall(Neighbours(d.topk(k, dim=1, largest=False).indices, None), Neighbours(true, None))
 
-def neighbourhood(sae:SAE, feature:int, n:int=100)->torch.Tensor: # int64 [n + 1], the feature first
+
+def neighbourhood(
+    sae: SAE, feature: int, n: int = 100
+) -> torch.Tensor:  # int64 [n + 1], the feature first
     "A feature and its n nearest."
-    if not 0 <= feature < sae.n_features: raise WorkbookError(f"feature {feature}: this dictionary has features 0…{sae.n_features - 1}")
+    if not 0 <= feature < sae.n_features:
+        raise WorkbookError(
+            f"feature {feature}: this dictionary has features 0…{sae.n_features - 1}"
+        )
     D = sae.decoder_directions()
     order = neighbours(D[feature][None], D, k=n + 1).index[0]
     return torch.cat([order.new_tensor([feature]), order[order != feature][:n]])
 
 # %% ../../nbs/part3_reading/34_geometry.ipynb #f21a5d9a
-def centred(directions:torch.Tensor, features)->torch.Tensor: # [n, d], of length one
+def centred(directions: torch.Tensor, features) -> torch.Tensor:  # [n, d], of length one
     "Chosen directions of a dictionary, seen from the mean of all its directions."
     return F.normalize(directions[features] - directions.mean(0), dim=1)
 
@@ -193,61 +296,97 @@ def _overlap(a_ends, a, b_ends, b, candidates, out):
             p = candidates[c, q]
             i, j, n = a_ends[c], b_ends[p], 0
             while i < a_ends[c + 1] and j < b_ends[p + 1]:
-                if a[i] == b[j]: n += 1; i += 1; j += 1
-                elif a[i] < b[j]: i += 1
-                else: j += 1
+                if a[i] == b[j]:
+                    n += 1
+                    i += 1
+                    j += 1
+                elif a[i] < b[j]:
+                    i += 1
+                else:
+                    j += 1
             out[c, q] = n
 
-def overlap(child:Codes, parent:Codes, # by feature: [F, n] on the same tokens
-            candidates # int [F of child, q] parents
-           )->np.ndarray: # int64 [F of child, q]
+
+def overlap(
+    child: Codes,
+    parent: Codes,  # by feature: [F, n] on the same tokens
+    candidates,  # int [F of child, q] parents
+) -> np.ndarray:  # int64 [F of child, q]
     "Tokens on which both are active."
-    if child.n_features != parent.n_features: raise WorkbookError(f"codes over {child.n_features} and {parent.n_features} tokens: the dictionaries must be encoded on the same tokens")
-    candidates = np.ascontiguousarray(candidates, np.int64); out = np.zeros(candidates.shape, np.int64)
-    _overlap(child.indptr.numpy(), child.indices.numpy(), parent.indptr.numpy(), parent.indices.numpy(), candidates, out)
+    if child.n_features != parent.n_features:
+        raise WorkbookError(
+            f"codes over {child.n_features} and {parent.n_features} tokens: the dictionaries must"
+            " be encoded on the same tokens"
+        )
+    candidates = np.ascontiguousarray(candidates, np.int64)
+    out = np.zeros(candidates.shape, np.int64)
+    _overlap(
+        child.indptr.numpy(),
+        child.indices.numpy(),
+        parent.indptr.numpy(),
+        parent.indices.numpy(),
+        candidates,
+        out,
+    )
     return out
 
 # %% ../../nbs/part3_reading/34_geometry.ipynb #92dc9524
 @dataclass
 class Splits:
     "The best parent of every child."
-    parent: np.ndarray # int64 [children]
-    score: np.ndarray # float64 [children]; 0 for a child that is never active
-    cosine: np.ndarray # of child and parent
-    inside: np.ndarray # share of the child's tokens on which the parent is active
 
-    def children(self, parent:int, least:float=0.0)->np.ndarray: # best first
+    parent: np.ndarray  # int64 [children]
+    score: np.ndarray  # float64 [children]; 0 for a child that is never active
+    cosine: np.ndarray  # of child and parent
+    inside: np.ndarray  # share of the child's tokens on which the parent is active
+
+    def children(self, parent: int, least: float = 0.0) -> np.ndarray:  # best first
         "Children of a feature whose score is at least `least`."
         found = np.flatnonzero((self.parent == parent) & (self.score >= least))
         return found[np.argsort(-self.score[found], kind="stable")]
 
-def splits(parent_directions:torch.Tensor, child_directions:torch.Tensor, parent:Codes, child:Codes, # codes by feature
-           k:int=10)->Splits: # parents to consider, nearest by cosine
+
+def splits(
+    parent_directions: torch.Tensor,
+    child_directions: torch.Tensor,
+    parent: Codes,
+    child: Codes,  # codes by feature
+    k: int = 10,
+) -> Splits:  # parents to consider, nearest by cosine
     "Which feature of a smaller dictionary each feature of a larger one comes from."
     near = neighbours(child_directions, parent_directions, k=min(k, len(parent_directions)))
-    inside = overlap(child, parent, near.index.numpy()) / np.maximum(1, child.indptr.diff().numpy())[:, None]
+    inside = (
+        overlap(child, parent, near.index.numpy())
+        / np.maximum(1, child.indptr.diff().numpy())[:, None]
+    )
     cosine = near.cosine.numpy().astype(np.float64)
     score = np.sqrt(np.maximum(0, cosine) * inside)
     at, rows = score.argmax(1), np.arange(len(score))
     return Splits(near.index.numpy()[rows, at], score[rows, at], cosine[rows, at], inside[rows, at])
 
 # %% ../../nbs/part3_reading/34_geometry.ipynb #2a4a83ea
-def lent(codes:Codes, seed:int=0)->Codes: # by feature
+def lent(codes: Codes, seed: int = 0) -> Codes:  # by feature
     "Every feature with the tokens of another one that is about as often active: the next or the one after in the order of counts."
     count, rng = codes.indptr.diff().numpy(), np.random.default_rng(seed)
-    order = np.lexsort((rng.random(len(count)), count)); other = np.empty(len(order), np.int64)
+    order = np.lexsort((rng.random(len(count)), count))
+    other = np.empty(len(order), np.int64)
     other[order] = np.roll(order, -1)
     other[order[-1]] = order[-2] if len(order) > 1 else order[-1]
     return take_rows(codes, torch.from_numpy(other))
 
 # %% ../../nbs/part3_reading/34_geometry.ipynb #3a6072c9
-def random_children(parent:Codes, of:np.ndarray, size:np.ndarray, # by feature; int [children] parents and numbers of tokens
-                    seed:int=0)->Codes:
+def random_children(
+    parent: Codes,
+    of: np.ndarray,
+    size: np.ndarray,  # by feature; int [children] parents and numbers of tokens
+    seed: int = 0,
+) -> Codes:
     "For every child, as many of its parent's tokens, drawn at random, with the parent's values."
     rng, rows, values = np.random.default_rng(seed), [], []
     for p, n in zip(of, size):
         a, b = int(parent.indptr[p]), int(parent.indptr[p + 1])
         pick = np.sort(rng.choice(b - a, min(int(n), b - a), replace=False)) + a
-        rows.append(parent.indices[pick]); values.append(parent.values[pick])
+        rows.append(parent.indices[pick])
+        values.append(parent.values[pick])
     ends = torch.from_numpy(np.cumsum([0, *map(len, rows)]))
     return Codes(ends, torch.cat(rows), torch.cat(values), parent.n_features)

@@ -17,10 +17,27 @@ import torch
 from scipy import stats
 
 from ..core import WorkbookError, progress
-from ..dictionaries.metrics import Columns, LabelledText, choosing_half, columns, dense_auroc, detection, label_text, take_rows as some_rows
+from sae_notebooks.dictionaries.metrics import (
+    Columns,
+    LabelledText,
+    choosing_half,
+    columns,
+    dense_auroc,
+    detection,
+    label_text,
+    take_rows as some_rows,
+)
 from ..dictionaries.sae import SAE
 from ..dictionaries.sparse import Codes, keep_entries, transpose, weighted_rows
-from ..extraction.activations import _groups, _passes, default_budget, plan_batches, special_ids, tokenised, windows
+from sae_notebooks.extraction.activations import (
+    _groups,
+    _passes,
+    default_budget,
+    plan_batches,
+    special_ids,
+    tokenised,
+    windows,
+)
 from ..extraction.corpus import Corpus
 from ..extraction.language_model import LanguageModel, Site, as_site
 from .features import take_rows
@@ -29,49 +46,74 @@ from .features import take_rows
 from fastcore.basics import patch
 
 # %% ../../nbs/part3_reading/33_neurons.ipynb #6eb805de
-def preceding(lm:LanguageModel, site:Site|str|None=None # None: the middle of the model
-             )->list[Site]: # residual stream and MLP neurons, first to last
+def preceding(
+    lm: LanguageModel, site: Site | str | None = None  # None: the middle of the model
+) -> list[Site]:  # residual stream and MLP neurons, first to last
     "Every place with neurons or residual dimensions that is computed no later than a site."
     site = as_site(site or lm.middle)
-    found = [Site("resid_pre", 0)] + [Site(k, l) for l in range(min(site.layer, lm.n_layers - 1) + 1) for k in ("mlp_neurons", "resid_post")]
+    found = [Site("resid_pre", 0)] + [
+        Site(k, l)
+        for l in range(min(site.layer, lm.n_layers - 1) + 1)
+        for k in ("mlp_neurons", "resid_post")
+    ]
     return [s for s in found if lm._depth(s) <= lm._depth(site) or s == site]
 
 # %% ../../nbs/part3_reading/33_neurons.ipynb #c153add4
 class Slab(NamedTuple):
     "Text tokens of some whole documents, in order, and what the model holds there."
-    document: np.ndarray # int64 [n] ordinal in the corpus
-    position: np.ndarray # int64 [n] of the token in its document
-    token: np.ndarray # int64 [n]
-    x: torch.Tensor # float32 [n, sum of the widths of the sites]
+
+    document: np.ndarray  # int64 [n] ordinal in the corpus
+    position: np.ndarray  # int64 [n] of the token in its document
+    token: np.ndarray  # int64 [n]
+    x: torch.Tensor  # float32 [n, sum of the widths of the sites]
+
 
 def _slab(lm, group, sites, special, budget):
-    length = np.array([len(d.ids) for d in group]); first = dict(zip((d.ordinal for d in group), np.cumsum([0, *length])))
+    length = np.array([len(d.ids) for d in group])
+    first = dict(zip((d.ordinal for d in group), np.cumsum([0, *length])))
     token, out = np.concatenate([d.ids for d in group]).astype(np.int64), None
     ws = [w for d in group for w in windows(d, lm.context, special)]
     for batch in plan_batches([len(w.ids) for w in ws], budget):
         for p in _passes(lm, [ws[i] for i in batch], sites, budget):
             rows = torch.from_numpy(np.array([first[int(o)] for o in p.document]) + p.position)
-            x = torch.cat([p.acts[s].flatten(0, 1)[torch.from_numpy(p.index).to(lm.device)].float() for s in sites], 1).cpu()
-            if out is None: out = torch.zeros(len(token), x.shape[1])
+            x = torch.cat(
+                [
+                    p.acts[s].flatten(0, 1)[torch.from_numpy(p.index).to(lm.device)].float()
+                    for s in sites
+                ],
+                1,
+            ).cpu()
+            if out is None:
+                out = torch.zeros(len(token), x.shape[1])
             out[rows] = x
     keep = ~np.isin(token, special)
-    document, position = np.repeat([d.ordinal for d in group], length), np.concatenate([np.arange(n) for n in length])
+    document, position = np.repeat([d.ordinal for d in group], length), np.concatenate(
+        [np.arange(n) for n in length]
+    )
     return Slab(document[keep], position[keep], token[keep], out[torch.from_numpy(keep)])
 
 # %% ../../nbs/part3_reading/33_neurons.ipynb #1830bcb0
 @torch.no_grad()
-def slabs(lm:LanguageModel, corpus:Corpus, sites, # what to read
-          tokens:float=100_000, # stop after the document that reaches this many
-          size:int=8192): # tokens at a time, at least one document
+def slabs(
+    lm: LanguageModel,
+    corpus: Corpus,
+    sites,  # what to read
+    tokens: float = 100_000,  # stop after the document that reaches this many
+    size: int = 8192,
+):  # tokens at a time, at least one document
     "Yield a `Slab` for each few documents of a corpus."
     sites, special = [as_site(s) for s in sites], special_ids(lm)
-    budget, bar = default_budget(lm, [lm.width]), progress(None, "reading", total=None if tokens == math.inf else int(tokens), unit="tokens")
+    budget, bar = default_budget(lm, [lm.width]), progress(
+        None, "reading", total=None if tokens == math.inf else int(tokens), unit="tokens"
+    )
     for group in _groups(tokenised(lm, corpus), size, tokens):
-        if sum(len(d.ids) for d in group): yield _slab(lm, group, sites, special, budget)
+        if sum(len(d.ids) for d in group):
+            yield _slab(lm, group, sites, special, budget)
         bar.update(sum(len(d.ids) for d in group))
     bar.close()
 
-def columns_of(lm:LanguageModel, sites)->dict: # site → slice of the columns of `Slab.x`
+
+def columns_of(lm: LanguageModel, sites) -> dict:  # site → slice of the columns of `Slab.x`
     "Where the sites stand side by side."
     sites = [as_site(s) for s in sites]
     x = lm.capture(torch.tensor([[lm.tokenizer.bos_token_id or 0]]), sites)
@@ -81,38 +123,64 @@ def columns_of(lm:LanguageModel, sites)->dict: # site → slice of the columns o
 # %% ../../nbs/part3_reading/33_neurons.ipynb #d82b9c0f
 class Correlation:
     "Running sums for Pearson's r of sparse features with dense columns."
-    def __init__(self, n_features:int, width:int):
-        self.n, self.centre, new = 0, None, lambda *shape: torch.zeros(*shape, dtype=torch.float64)
-        self.x, self.xx, self.y, self.yy, self.xy = new(n_features), new(n_features), new(width), new(width), new(n_features, width)
 
-    def add(self, codes:Codes, # [n, n_features]
-            y:torch.Tensor): # [n, width]
+    def __init__(self, n_features: int, width: int):
+        self.n, self.centre, new = 0, None, lambda *shape: torch.zeros(*shape, dtype=torch.float64)
+        self.x, self.xx, self.y, self.yy, self.xy = (
+            new(n_features),
+            new(n_features),
+            new(width),
+            new(width),
+            new(n_features, width),
+        )
+
+    def add(self, codes: Codes, y: torch.Tensor):  # [n, n_features]  # [n, width]
         "Add tokens."
-        if codes.n != len(y) or codes.n_features != len(self.x) or y.shape[1] != len(self.y): raise WorkbookError(f"codes [{codes.n}, {codes.n_features}] and columns {list(y.shape)} do not fit sums of {len(self.x)} features and {len(self.y)} columns")
-        if not len(y): return
-        if self.centre is None: self.centre = y.mean(0)
+        if codes.n != len(y) or codes.n_features != len(self.x) or y.shape[1] != len(self.y):
+            raise WorkbookError(
+                f"codes [{codes.n}, {codes.n_features}] and columns {list(y.shape)} do not fit sums"
+                f" of {len(self.x)} features and {len(self.y)} columns"
+            )
+        if not len(y):
+            return
+        if self.centre is None:
+            self.centre = y.mean(0)
         y, v, at = y - self.centre, codes.values.double(), codes.indices.long()
         self.n += len(y)
-        self.x.index_add_(0, at, v); self.xx.index_add_(0, at, v * v)
-        for part in y.split(1024): self.y += part.double().sum(0); self.yy += part.double().square().sum(0)
+        self.x.index_add_(0, at, v)
+        self.xx.index_add_(0, at, v * v)
+        for part in y.split(1024):
+            self.y += part.double().sum(0)
+            self.yy += part.double().square().sum(0)
         by_feature = transpose(codes)[0]
-        for s in range(0, y.shape[1], 128): self.xy[:, s:s + 128] += weighted_rows(by_feature, y[:, s:s + 128]) # a strip of columns stays in the cache
+        for s in range(0, y.shape[1], 128):
+            self.xy[:, s : s + 128] += weighted_rows(
+                by_feature, y[:, s : s + 128]
+            )  # a strip of columns stays in the cache
 
-    def r(self, features=slice(None))->torch.Tensor: # float64 [features, width]; 0 where either side never varies
+    def r(
+        self, features=slice(None)
+    ) -> torch.Tensor:  # float64 [features, width]; 0 where either side never varies
         "Pearson's r of some features with every column."
         f = lambda s, q: (self.n * q - s * s).clamp_min(0).sqrt()
         a, b = f(self.x[features], self.xx[features]), f(self.y, self.yy)
         top = self.n * self.xy[features] - self.x[features, None] * self.y
-        return torch.where((a[:, None] > 0) & (b > 0), top / (a[:, None] * b).clamp_min(1e-300), 0.0).clamp(-1, 1)
+        return torch.where(
+            (a[:, None] > 0) & (b > 0), top / (a[:, None] * b).clamp_min(1e-300), 0.0
+        ).clamp(-1, 1)
 
 # %% ../../nbs/part3_reading/33_neurons.ipynb #5726a52e
 @patch
-def best(self:Correlation, k:int=1, columns=slice(None), # among these
-         block:int=256 # features at a time
-        )->tuple[np.ndarray, np.ndarray]: # columns [F, k] and r [F, k], strongest first
+def best(
+    self: Correlation,
+    k: int = 1,
+    columns=slice(None),  # among these
+    block: int = 256,  # features at a time
+) -> tuple[np.ndarray, np.ndarray]:  # columns [F, k] and r [F, k], strongest first
     "The columns with the largest |r| for every feature, without a second matrix of all of them."
     place = torch.arange(len(self.y))[columns]
-    if k > len(place): raise WorkbookError(f"k={k}: there are {len(place)} columns to choose from")
+    if k > len(place):
+        raise WorkbookError(f"k={k}: there are {len(place)} columns to choose from")
     out = []
     for s in range(0, len(self.x), block):
         r = self.r(slice(s, s + block))[:, place]
@@ -121,14 +189,23 @@ def best(self:Correlation, k:int=1, columns=slice(None), # among these
     return tuple(torch.cat(v).numpy() for v in zip(*out))
 
 # %% ../../nbs/part3_reading/33_neurons.ipynb #7ce1984b
-def turned(document:np.ndarray, # [n] documents' ordinals, each a run
-           rng)->torch.Tensor: # int64 [n]: which row each row gets
+def turned(
+    document: np.ndarray, rng  # [n] documents' ordinals, each a run
+) -> torch.Tensor:  # int64 [n]: which row each row gets
     "Rows of every document turned round by a random number of tokens, at least one."
     runs = np.split(np.arange(len(document)), np.flatnonzero(np.diff(document)) + 1)
-    return torch.from_numpy(np.concatenate([np.roll(r, rng.integers(1, max(2, len(r)))) for r in runs])) if len(document) else torch.zeros(0, dtype=torch.int64)
+    return (
+        torch.from_numpy(
+            np.concatenate([np.roll(r, rng.integers(1, max(2, len(r)))) for r in runs])
+        )
+        if len(document)
+        else torch.zeros(0, dtype=torch.int64)
+    )
 
-def _only(codes, features): # these, int64 [m] ascending
-    place = torch.full((codes.n_features,), -1, dtype=torch.int32); place[torch.from_numpy(features)] = torch.arange(len(features), dtype=torch.int32)
+
+def _only(codes, features):  # these, int64 [m] ascending
+    place = torch.full((codes.n_features,), -1, dtype=torch.int32)
+    place[torch.from_numpy(features)] = torch.arange(len(features), dtype=torch.int32)
     c = keep_entries(codes, place[codes.indices.long()] >= 0)
     return c._replace(indices=place[c.indices.long()], n_features=len(features))
 
@@ -136,73 +213,150 @@ def _only(codes, features): # these, int64 [m] ascending
 @dataclass
 class Matches:
     "The best columns of every feature."
-    names: list # of the columns: (site, number)
-    features: np.ndarray # int64 [F] which, ascending
-    count: np.ndarray # int64 [F] tokens on which each is active
-    tokens: int
-    passes: int # over the text
-    place: dict # group → int64 [F, k] columns
-    r: dict # group → float64 [F, k]
-    null: dict # group → float64 [F, shifts] best |r| when the codes are turned round
 
-    def best(self, group:str="neurons")->np.ndarray: return np.abs(self.r[group][:, 0]) # [F]
-    def of(self, feature:int, group:str="neurons"): # rows: site, number, r
+    names: list  # of the columns: (site, number)
+    features: np.ndarray  # int64 [F] which, ascending
+    count: np.ndarray  # int64 [F] tokens on which each is active
+    tokens: int
+    passes: int  # over the text
+    place: dict  # group → int64 [F, k] columns
+    r: dict  # group → float64 [F, k]
+    null: dict  # group → float64 [F, shifts] best |r| when the codes are turned round
+
+    def best(self, group: str = "neurons") -> np.ndarray:
+        return np.abs(self.r[group][:, 0])  # [F]
+
+    def of(self, feature: int, group: str = "neurons"):  # rows: site, number, r
         "The best columns of one feature."
         row = int(np.searchsorted(self.features, feature))
-        if row == len(self.features) or self.features[row] != feature: raise WorkbookError(f"feature {feature}: these are matches of {len(self.features):,} features, {self.features[0]}…{self.features[-1]}, and it is not one of them")
-        return pd.DataFrame([dict(site=str(self.names[p][0]), number=self.names[p][1], r=r) for p, r in zip(self.place[group][row], self.r[group][row])])
+        if row == len(self.features) or self.features[row] != feature:
+            raise WorkbookError(
+                f"feature {feature}: these are matches of {len(self.features):,} features,"
+                f" {self.features[0]}…{self.features[-1]}, and it is not one of them"
+            )
+        return pd.DataFrame(
+            [
+                dict(site=str(self.names[p][0]), number=self.names[p][1], r=r)
+                for p, r in zip(self.place[group][row], self.r[group][row])
+            ]
+        )
 
 # %% ../../nbs/part3_reading/33_neurons.ipynb #b94ef8e0
-def _groups_of(columns): # group → columns
+def _groups_of(columns):  # group → columns
     m = max(c.stop for c in columns.values())
-    pick = lambda neurons: np.concatenate([np.arange(m)[c] for s, c in columns.items() if (s.kind == "mlp_neurons") == neurons] or [np.zeros(0, int)])
+    pick = lambda neurons: np.concatenate(
+        [np.arange(m)[c] for s, c in columns.items() if (s.kind == "mlp_neurons") == neurons]
+        or [np.zeros(0, int)]
+    )
     return {k: v for k, v in dict(neurons=pick(True), residual=pick(False)).items() if len(v)}
 
-def correlate(lm:LanguageModel, sae:SAE, corpus:Corpus, tokens:float=100_000,
-              sites=None, # what to compare with; None: everything that precedes
-              features=None, # which; None: all
-              shifts:int=2, k:int=3, # nulls for each feature; best columns to keep
-              memory:int=2**30, seed:int=0 # bytes for the sums
-             )->Matches:
+
+def correlate(
+    lm: LanguageModel,
+    sae: SAE,
+    corpus: Corpus,
+    tokens: float = 100_000,
+    sites=None,  # what to compare with; None: everything that precedes
+    features=None,  # which; None: all
+    shifts: int = 2,
+    k: int = 3,  # nulls for each feature; best columns to keep
+    memory: int = 2**30,
+    seed: int = 0,  # bytes for the sums
+) -> Matches:
     "Pearson's r of features with every neuron and residual dimension before them, on a corpus' text tokens; raises `WorkbookError` for a feature that the SAE does not have, or an SAE of another width."
     site = as_site((sae.meta or {}).get("site") or lm.middle)
     sites = [as_site(s) for s in sites or preceding(lm, site)]
     read = sites if site in sites else [*sites, site]
     columns = columns_of(lm, read)
-    if columns[site].stop - columns[site].start != sae.d: raise WorkbookError(f"the SAE reads {sae.d} numbers a token, but {site} of {lm.name} has {columns[site].stop - columns[site].start}")
-    compared = {s: columns[s] for s in sites}; m = max(c.stop for c in compared.values())
-    chosen = np.arange(sae.n_features) if features is None else np.unique(np.asarray(features, np.int64))
-    if not len(chosen) or chosen[0] < 0 or chosen[-1] >= sae.n_features: raise WorkbookError(f"features {chosen[[0, -1]].tolist() if len(chosen) else []}: this dictionary has features 0…{sae.n_features - 1}; ask for at least one of them")
+    if columns[site].stop - columns[site].start != sae.d:
+        raise WorkbookError(
+            f"the SAE reads {sae.d} numbers a token, but {site} of {lm.name} has"
+            f" {columns[site].stop - columns[site].start}"
+        )
+    compared = {s: columns[s] for s in sites}
+    m = max(c.stop for c in compared.values())
+    chosen = (
+        np.arange(sae.n_features) if features is None else np.unique(np.asarray(features, np.int64))
+    )
+    if not len(chosen) or chosen[0] < 0 or chosen[-1] >= sae.n_features:
+        raise WorkbookError(
+            f"features {chosen[[0, -1]].tolist() if len(chosen) else []}: this dictionary has"
+            f" features 0…{sae.n_features - 1}; ask for at least one of them"
+        )
     block = max(1, min(len(chosen), memory // (8 * m * (1 + shifts))))
-    parts = [_correlate_block(lm, sae, corpus, tokens, read, columns[site], m, chosen[a:a + block], _groups_of(compared), shifts, k, seed) for a in range(0, len(chosen), block)]
+    parts = [
+        _correlate_block(
+            lm,
+            sae,
+            corpus,
+            tokens,
+            read,
+            columns[site],
+            m,
+            chosen[a : a + block],
+            _groups_of(compared),
+            shifts,
+            k,
+            seed,
+        )
+        for a in range(0, len(chosen), block)
+    ]
     join = lambda i: {g: np.concatenate([p[i][g] for p in parts]) for g in parts[0][i]}
-    return Matches([(s, i) for s, c in compared.items() for i in range(c.stop - c.start)], chosen, np.concatenate([p[0] for p in parts]), parts[0][4], len(parts), join(1), join(2), join(3))
+    return Matches(
+        [(s, i) for s, c in compared.items() for i in range(c.stop - c.start)],
+        chosen,
+        np.concatenate([p[0] for p in parts]),
+        parts[0][4],
+        len(parts),
+        join(1),
+        join(2),
+        join(3),
+    )
 
 # %% ../../nbs/part3_reading/33_neurons.ipynb #98db1836
 def _correlate_block(lm, sae, corpus, tokens, read, own, m, features, groups, shifts, k, seed):
     "One pass for some features."
-    real, null = Correlation(len(features), m), [Correlation(len(features), m) for _ in range(shifts)]
+    real, null = Correlation(len(features), m), [
+        Correlation(len(features), m) for _ in range(shifts)
+    ]
     count = np.zeros(len(features), np.int64)
     for i, slab in enumerate(slabs(lm, corpus, read, tokens)):
         codes = _only(sae.encode(slab.x[:, own].to(sae.W_enc.device)).to("cpu"), features)
         count += np.bincount(codes.indices.numpy(), minlength=len(features))
         y = slab.x[:, :m]
         real.add(codes, y)
-        for j, c in enumerate(null): c.add(take_rows(codes, turned(slab.document, np.random.default_rng([seed, i, j]))), y)
+        for j, c in enumerate(null):
+            c.add(take_rows(codes, turned(slab.document, np.random.default_rng([seed, i, j]))), y)
     found = {g: real.best(min(k, len(c)), c) for g, c in groups.items()}
-    chance = {g: np.stack([np.abs(c_.best(1, c)[1][:, 0]) for c_ in null], 1) if null else np.zeros((len(features), 0)) for g, c in groups.items()}
-    return count, {g: v[0] for g, v in found.items()}, {g: v[1] for g, v in found.items()}, chance, real.n
+    chance = {
+        g: (
+            np.stack([np.abs(c_.best(1, c)[1][:, 0]) for c_ in null], 1)
+            if null
+            else np.zeros((len(features), 0))
+        )
+        for g, c in groups.items()
+    }
+    return (
+        count,
+        {g: v[0] for g, v in found.items()},
+        {g: v[1] for g, v in found.items()},
+        chance,
+        real.n,
+    )
 
 # %% ../../nbs/part3_reading/33_neurons.ipynb #e5765d7c
-def ceiling(y:torch.Tensor, # [n, width]
-            density:float # share of the rows on which it may be active
-           )->np.ndarray: # float64 [2, width]: for its largest values, for its smallest
+def ceiling(
+    y: torch.Tensor, density: float  # [n, width]  # share of the rows on which it may be active
+) -> np.ndarray:  # float64 [2, width]: for its largest values, for its smallest
     "r of every column with itself above a threshold (its height over the median there, else 0): what a feature could reach that *is* the column, active on so many rows."
-    if not 0 < density < 1: raise WorkbookError(f"density={density}: a share of the rows between 0 and 1")
+    if not 0 < density < 1:
+        raise WorkbookError(f"density={density}: a share of the rows between 0 and 1")
     out = []
     for x in (y.double(), -y.double()):
         v = x.sort(0).values
-        f = torch.where(x >= v[min(len(x) - 1, int(len(x) * (1 - density)))], x - v[len(x) // 2], 0.0).relu()
+        f = torch.where(
+            x >= v[min(len(x) - 1, int(len(x) * (1 - density)))], x - v[len(x) // 2], 0.0
+        ).relu()
         a, b = f - f.mean(0), x - x.mean(0)
         out.append((a * b).sum(0) / (a.norm(dim=0) * b.norm(dim=0)).clamp_min(1e-300))
     return torch.stack(out).numpy()
@@ -210,117 +364,216 @@ def ceiling(y:torch.Tensor, # [n, width]
 # %% ../../nbs/part3_reading/33_neurons.ipynb #fbaf0401
 class Responses(NamedTuple):
     "The strongest response of every feature, neuron and dimension in each sentence and each document of a labelled text."
-    text:LabelledText
-    token: np.ndarray # int64 [tokens]
-    features: Columns # by sentence
-    dense: dict # kind → float32 [sentences, 2 · units]: each unit, then each unit's negative
-    peaks: dict # kind → (unit, document, value, row of the token): one entry for each unit and document
-    units: dict # kind → number of units; a dense one has two signs
+
+    text: LabelledText
+    token: np.ndarray  # int64 [tokens]
+    features: Columns  # by sentence
+    dense: dict  # kind → float32 [sentences, 2 · units]: each unit, then each unit's negative
+    peaks: dict  # kind → (unit, document, value, row of the token): one entry for each unit and document
+    units: dict  # kind → number of units; a dense one has two signs
+
 
 def _best_of(group, unit, value, row):
     "The largest value of each (group, unit), with its row."
     order = np.lexsort((value, unit, group))
-    last = np.append(np.flatnonzero((np.diff(group[order]) != 0) | (np.diff(unit[order]) != 0)), len(order) - 1) if len(order) else order
+    last = (
+        np.append(
+            np.flatnonzero((np.diff(group[order]) != 0) | (np.diff(unit[order]) != 0)),
+            len(order) - 1,
+        )
+        if len(order)
+        else order
+    )
     keep = order[last]
     return unit[keep], group[keep], value[keep], row[keep]
 
+
 def _runs_max(x, runs):
     "Largest value and its row of every column within each run of rows."
-    at = [r[0] + x[r[0]:r[-1] + 1].argmax(0) for r in runs]
+    at = [r[0] + x[r[0] : r[-1] + 1].argmax(0) for r in runs]
     return np.stack([x[a, np.arange(x.shape[1])] for a in at]), np.stack(at)
 
 # %% ../../nbs/part3_reading/33_neurons.ipynb #9e0c9f12
 @torch.no_grad()
-def respond(lm:LanguageModel, sae:SAE, corpus:Corpus, tokens:float=60_000)->Responses:
+def respond(lm: LanguageModel, sae: SAE, corpus: Corpus, tokens: float = 60_000) -> Responses:
     "Run a labelled text once, and keep the peaks of the dictionary's features and of the layer's neurons and residual dimensions."
     site = as_site((sae.meta or {}).get("site") or lm.middle)
     sites = dict(neurons=Site("mlp_neurons", site.layer), residual=site)
     text, side = label_text(lm, corpus, tokens), columns_of(lm, sites.values())
-    token, sparse, dense, peaks = np.zeros(len(text.unit), np.int64), [], {k: [] for k in sites}, {k: [] for k in sites}
+    token, sparse, dense, peaks = (
+        np.zeros(len(text.unit), np.int64),
+        [],
+        {k: [] for k in sites},
+        {k: [] for k in sites},
+    )
     for slab in slabs(lm, corpus.but(limit=max(text.start) + 1), sites.values(), math.inf):
         at = np.array([text.start[int(d)] for d in slab.document]) + slab.position
-        token[at], u, c = slab.token, text.unit[at], sae.encode(slab.x[:, side[site]].to(sae.W_enc.device))
-        sparse.append((c.rows().cpu().numpy() + sum(len(s[3]) for s in sparse), c.indices.cpu().numpy().astype(np.int64), c.values.cpu().numpy(), at, u, slab.document))
-        sentences, docs = (np.split(np.arange(len(at)), np.flatnonzero(np.diff(g)) + 1) for g in (u, slab.document))
+        token[at], u, c = (
+            slab.token,
+            text.unit[at],
+            sae.encode(slab.x[:, side[site]].to(sae.W_enc.device)),
+        )
+        sparse.append(
+            (
+                c.rows().cpu().numpy() + sum(len(s[3]) for s in sparse),
+                c.indices.cpu().numpy().astype(np.int64),
+                c.values.cpu().numpy(),
+                at,
+                u,
+                slab.document,
+            )
+        )
+        sentences, docs = (
+            np.split(np.arange(len(at)), np.flatnonzero(np.diff(g)) + 1) for g in (u, slab.document)
+        )
         for k, s in sites.items():
-            y = slab.x[:, side[s]].numpy(); y = np.concatenate([y, -y], 1)
+            y = slab.x[:, side[s]].numpy()
+            y = np.concatenate([y, -y], 1)
             dense[k].append(_runs_max(y, sentences)[0])
             v, r = _runs_max(y, docs)
-            peaks[k].append((np.tile(np.arange(y.shape[1]), len(docs)), np.repeat([slab.document[d[0]] for d in docs], y.shape[1]), v.ravel(), at[r.ravel()]))
+            peaks[k].append(
+                (
+                    np.tile(np.arange(y.shape[1]), len(docs)),
+                    np.repeat([slab.document[d[0]] for d in docs], y.shape[1]),
+                    v.ravel(),
+                    at[r.ravel()],
+                )
+            )
     return _responses(sae, text, token, sparse, dense, peaks)
+
 
 def _responses(sae, text, token, sparse, dense, peaks):
     row, f, v, at, u, document = (np.concatenate(x) for x in zip(*sparse))
     in_sentence = _best_of(u[row], f, v, at[row])
     join = lambda parts: tuple(np.concatenate(x) for x in zip(*parts))
     dense = {k: np.concatenate(x) for k, x in dense.items()}
-    return Responses(text, token, columns(in_sentence[1], in_sentence[0], in_sentence[2], len(text.document), sae.n_features), dense,
-                     dict(features=_best_of(document[row], f, v, at[row])) | {k: join(p) for k, p in peaks.items()}, dict(features=sae.n_features) | {k: x.shape[1] // 2 for k, x in dense.items()})
+    return Responses(
+        text,
+        token,
+        columns(in_sentence[1], in_sentence[0], in_sentence[2], len(text.document), sae.n_features),
+        dense,
+        dict(features=_best_of(document[row], f, v, at[row])) | {
+            k: join(p) for k, p in peaks.items()
+        },
+        dict(features=sae.n_features) | {k: x.shape[1] // 2 for k, x in dense.items()},
+    )
 
 # %% ../../nbs/part3_reading/33_neurons.ipynb #23903532
-def strongest(peaks, units:int, keep:np.ndarray, # documents that count
-              k:int=20)->np.ndarray: # int64 [units, k] rows of tokens, -1 where there are fewer documents
+def strongest(
+    peaks, units: int, keep: np.ndarray, k: int = 20  # documents that count
+) -> np.ndarray:  # int64 [units, k] rows of tokens, -1 where there are fewer documents
     "The rows of the k strongest peaks of every unit, one a document."
     unit, document, value, row = (a[np.isin(peaks[1], keep)] for a in peaks)
-    order = np.lexsort((-value, unit)); unit, row = unit[order], row[order]
+    order = np.lexsort((-value, unit))
+    unit, row = unit[order], row[order]
     place = np.arange(len(unit)) - np.searchsorted(unit, unit)
     out, ok = np.full((units, k), -1), place < k
     out[unit[ok], place[ok]] = row[ok]
     return out
 
-def agreement(rows:np.ndarray, # [units, k], -1 for none
-              token:np.ndarray)->np.ndarray: # [units], 0 … 1; NaN with fewer than two
+
+def agreement(
+    rows: np.ndarray, token: np.ndarray  # [units, k], -1 for none
+) -> np.ndarray:  # [units], 0 … 1; NaN with fewer than two
     "Chance that two different ones of a unit's rows hold the same token."
     t, n = np.where(rows >= 0, token[rows], -1 - np.arange(rows.shape[1])), (rows >= 0).sum(1)
     same = (t[:, :, None] == t[:, None, :]).sum((1, 2)) - rows.shape[1]
-    with np.errstate(invalid="ignore", divide="ignore"): return np.where(n > 1, same / (n * (n - 1)), np.nan)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(n > 1, same / (n * (n - 1)), np.nan)
 
-def concept_share(rows:np.ndarray, labels # bool [tokens, C]
-                 )->np.ndarray: # float64 [units, C]
+
+def concept_share(rows: np.ndarray, labels) -> np.ndarray:  # bool [tokens, C]  # float64 [units, C]
     "Share of a unit's rows that lie in a span of each concept, above the share of all tokens."
     n = (rows >= 0).sum(1)
-    S = np.stack([np.asarray(labels[r[r >= 0]].sum(0)).ravel() / max(1, m) for r, m in zip(rows, n)])
+    S = np.stack(
+        [np.asarray(labels[r[r >= 0]].sum(0)).ravel() / max(1, m) for r, m in zip(rows, n)]
+    )
     return S - np.asarray(labels.sum(0)).ravel() / labels.shape[0]
 
 # %% ../../nbs/part3_reading/33_neurons.ipynb #50c753e5
-def _either_sign(a, b, units): # the sign that is better on half a, measured on half b
-    if len(a) == units: return b
+def _either_sign(a, b, units):  # the sign that is better on half a, measured on half b
+    if len(a) == units:
+        return b
     a = np.where(np.isnan(a), -np.inf, a)
     return np.where(a[units:] > a[:units], b[units:], b[:units])
 
-def _chosen(a, b, ok): # each unit's best concept (among some) on half a, and that concept's score on half b
-    c = np.where(ok, a, -np.inf).argmax(1); at = np.arange(len(a))
+
+def _chosen(
+    a, b, ok
+):  # each unit's best concept (among some) on half a, and that concept's score on half b
+    c = np.where(ok, a, -np.inf).argmax(1)
+    at = np.arange(len(a))
     return a[at, c], b[at, c]
 
-def _frequent(labels, half, least): # concepts that either half has often enough
+
+def _frequent(labels, half, least):  # concepts that either half has often enough
     return np.minimum(*(np.asarray(labels[h].sum(0)).ravel() for h in (half, ~half))) >= least
 
-def interpretability(got:Responses, sentence_labels=None, token_labels=None, # bool; None: the true ones
-                     least:int=10, # in either half: documents in which a unit must be active, sentences (and tokens) that a concept must have
-                     k:int=20, seed:int=0)->pd.DataFrame: # one row a unit: kind, unit, auroc, concept_share, agreement
+
+def interpretability(
+    got: Responses,
+    sentence_labels=None,
+    token_labels=None,  # bool; None: the true ones
+    least: int = 10,  # in either half: documents in which a unit must be active, sentences (and tokens) that a concept must have
+    k: int = 20,
+    seed: int = 0,
+) -> pd.DataFrame:  # one row a unit: kind, unit, auroc, concept_share, agreement
     "Three scores of every unit, chosen on one half of the documents and measured on the other."
-    S, T = got.text.units if sentence_labels is None else sentence_labels, got.text.tokens if token_labels is None else token_labels
-    half, out = choosing_half(got.text.document, seed), []; A, B = np.unique(got.text.document[half]), np.unique(got.text.document[~half])
+    S, T = got.text.units if sentence_labels is None else sentence_labels, (
+        got.text.tokens if token_labels is None else token_labels
+    )
+    half, out = choosing_half(got.text.document, seed), []
+    A, B = np.unique(got.text.document[half]), np.unique(got.text.document[~half])
     ok_S, ok_T = _frequent(S, half, least), _frequent(T, half[got.text.unit], least)
-    if not (ok_S.any() and ok_T.any()): raise WorkbookError(f"no concept has {least} sentences in both halves of {len(A) + len(B)} documents; read more tokens")
+    if not (ok_S.any() and ok_T.any()):
+        raise WorkbookError(
+            f"no concept has {least} sentences in both halves of {len(A) + len(B)} documents; read"
+            " more tokens"
+        )
     for kind, units in got.units.items():
-        score = (lambda h: detection(some_rows(got.features, h), S[h], full=False)["auroc"]) if kind == "features" else (lambda h: dense_auroc(got.dense[kind][h], S[h]))
+        score = (
+            (lambda h: detection(some_rows(got.features, h), S[h], full=False)["auroc"])
+            if kind == "features"
+            else (lambda h: dense_auroc(got.dense[kind][h], S[h]))
+        )
         a_auc, b_auc = _chosen(score(half), score(~half), ok_S)
         m = units if kind == "features" else 2 * units
         a, b = (strongest(got.peaks[kind], m, h, k) for h in (A, B))
         a_share, b_share = _chosen(concept_share(a, T), concept_share(b, T), ok_T)
         a_same, b_same = agreement(a, got.token), agreement(b, got.token)
         enough = ((a >= 0).sum(1) >= least) & ((b >= 0).sum(1) >= least)
-        out.append(pd.DataFrame(dict(kind=kind, unit=np.arange(units), auroc=_either_sign(a_auc, b_auc, units), concept_share=_either_sign(a_share, b_share, units), agreement=_either_sign(a_same, b_same, units)))[enough[:units]])
+        out.append(
+            pd.DataFrame(
+                dict(
+                    kind=kind,
+                    unit=np.arange(units),
+                    auroc=_either_sign(a_auc, b_auc, units),
+                    concept_share=_either_sign(a_share, b_share, units),
+                    agreement=_either_sign(a_same, b_same, units),
+                )
+            )[enough[:units]]
+        )
     return pd.concat(out, ignore_index=True)
 
 # %% ../../nbs/part3_reading/33_neurons.ipynb #09cde74a
-def effect(a, b, replicates:int=2000, seed:int=0)->dict: # effect, low, high, p, n_a, n_b
+def effect(a, b, replicates: int = 2000, seed: int = 0) -> dict:  # effect, low, high, p, n_a, n_b
     "Mann-Whitney test of two samples; the effect is P(a > b) + P(a = b)/2, with a 95 % bootstrap interval over the units."
     a, b, rng = np.asarray(a, float), np.asarray(b, float), np.random.default_rng(seed)
-    if not len(a) or not len(b): raise WorkbookError(f"effect: samples of {len(a)} and {len(b)}; both need at least one unit")
+    if not len(a) or not len(b):
+        raise WorkbookError(
+            f"effect: samples of {len(a)} and {len(b)}; both need at least one unit"
+        )
+
     def share(a, b):
         b = np.sort(b)
         return (np.searchsorted(b, a, "left") + np.searchsorted(b, a, "right")).mean() / 2 / len(b)
+
     boot = [share(rng.choice(a, len(a)), rng.choice(b, len(b))) for _ in range(replicates)]
-    return dict(effect=share(a, b), low=np.quantile(boot, .025), high=np.quantile(boot, .975), p=stats.mannwhitneyu(a, b).pvalue, n_a=len(a), n_b=len(b))
+    return dict(
+        effect=share(a, b),
+        low=np.quantile(boot, 0.025),
+        high=np.quantile(boot, 0.975),
+        p=stats.mannwhitneyu(a, b).pvalue,
+        n_a=len(a),
+        n_b=len(b),
+    )

@@ -14,143 +14,325 @@ import pandas as pd
 
 from ..core import WorkbookError
 from .examples import Html, coloured, shown
-from .explanations import RUBRIC, Agreement, Context, Judge, Material, Name, across, weighted_kappa
+from sae_notebooks.reading.explanations import (
+    RUBRIC,
+    Agreement,
+    Context,
+    Judge,
+    Material,
+    Name,
+    across,
+    weighted_kappa,
+)
 
 # %% ../../nbs/part3_reading/32a_rating.ipynb #2b47ba3c
 from fastcore.basics import patch
 
 # %% ../../nbs/part3_reading/32a_rating.ipynb #9a50c923
-def sheet_items(m:Material, name:Name|str, active:int=10, silent:int=5)->list[tuple]: # (name, context)
+def sheet_items(
+    m: Material, name: Name | str, active: int = 10, silent: int = 5
+) -> list[tuple]:  # (name, context)
     "A feature's contexts to rate: active ones across its range, and controls."
     pick = lambda cs, n: [cs[i] for i in across(np.array([c.value for c in cs]), n)]
     return [(name, c) for c in pick(m.judging, active) + pick(m.judging_silent, silent)]
 
-def item_id(name, c:Context)->str: # 16 hexadecimal digits
+
+def item_id(name, c: Context) -> str:  # 16 hexadecimal digits
     "Tells items apart, and stays the same when the sheet is made again."
-    return hashlib.sha256(json.dumps([str(name), c.feature, c.document, c.row, c.text, c.start, c.end]).encode(errors="surrogatepass")).hexdigest()[:16]
+    return hashlib.sha256(
+        json.dumps([str(name), c.feature, c.document, c.row, c.text, c.start, c.end]).encode(
+            errors="surrogatepass"
+        )
+    ).hexdigest()[:16]
 
 # %% ../../nbs/part3_reading/32a_rating.ipynb #56969078
 class Ratings:
     "Marks in a JSON-lines file: item → 0…3, or None for one that was skipped."
-    def __init__(self, path:str|Path):
+
+    def __init__(self, path: str | Path):
         self.path, self.marks, self.damaged, torn = Path(path), {}, 0, False
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        try: raw = self.path.read_bytes() if self.path.exists() else b""
-        except OSError as e: raise WorkbookError(f"{path}: cannot be read ({type(e).__name__}); give the path of a file, such as ratings.jsonl") from None
+        try:
+            raw = self.path.read_bytes() if self.path.exists() else b""
+        except OSError as e:
+            raise WorkbookError(
+                f"{path}: cannot be read ({type(e).__name__}); give the path of a file, such as"
+                " ratings.jsonl"
+            ) from None
         torn = bool(raw) and not raw.endswith(b"\n")
         for line in raw.split(b"\n"):
-            if not line.strip(): continue
-            try: d = json.loads(line); ok = isinstance(d["item"], str) and (d["rating"] is None or type(d["rating"]) is int and 0 <= d["rating"] <= 3)
-            except (ValueError, KeyError, TypeError): ok = False
-            if ok: self.marks[d["item"]] = d["rating"]
-            else: self.damaged += 1
-        if raw and not self.marks: raise WorkbookError(f"{path}: this file holds no ratings, and is left as it is. Give another path, or one that a rating sheet has written")
-        if torn: self._append(b"\n")
+            if not line.strip():
+                continue
+            try:
+                d = json.loads(line)
+                ok = isinstance(d["item"], str) and (
+                    d["rating"] is None or type(d["rating"]) is int and 0 <= d["rating"] <= 3
+                )
+            except (ValueError, KeyError, TypeError):
+                ok = False
+            if ok:
+                self.marks[d["item"]] = d["rating"]
+            else:
+                self.damaged += 1
+        if raw and not self.marks:
+            raise WorkbookError(
+                f"{path}: this file holds no ratings, and is left as it is. Give another path, or"
+                " one that a rating sheet has written"
+            )
+        if torn:
+            self._append(b"\n")
 
-    def _append(self, data:bytes):
+    def _append(self, data: bytes):
         fd = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
         try:
-            if os.write(fd, data) != len(data): raise OSError("the disk is full")
+            if os.write(fd, data) != len(data):
+                raise OSError("the disk is full")
             os.fsync(fd)
-        finally: os.close(fd)
+        finally:
+            os.close(fd)
 
-    def add(self, item:str, rating:int|None, **about): # what else belongs on the line
+    def add(self, item: str, rating: int | None, **about):  # what else belongs on the line
         "Save a mark; it counts only once it is on disk."
-        if rating is not None and (isinstance(rating, bool) or rating not in (0, 1, 2, 3)): raise WorkbookError(f"rating {rating!r}: give 0, 1, 2 or 3, or None to skip")
+        if rating is not None and (isinstance(rating, bool) or rating not in (0, 1, 2, 3)):
+            raise WorkbookError(f"rating {rating!r}: give 0, 1, 2 or 3, or None to skip")
         rating = None if rating is None else int(rating)
-        self._append(json.dumps(dict(item=item, rating=rating, time=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), **about)).encode() + b"\n")
+        self._append(
+            json.dumps(
+                dict(
+                    item=item,
+                    rating=rating,
+                    time=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+                    **about,
+                )
+            ).encode()
+            + b"\n"
+        )
         self.marks[item] = rating
 
 # %% ../../nbs/part3_reading/32a_rating.ipynb #cdffcc11
 class RatingSheet:
     "A widget to mark names from 0 to 3; every mark is saved at once. Where no kernel answers, the first items."
-    def __init__(self, items:list, # of (name, `Context`)
-                 path:str|Path, # file of the marks; one that is there already is continued
-                 rater:str="", # written beside each mark
-                 judge:Judge|None=None, # whose agreement is shown on request
-                 seed:int=0):
+
+    def __init__(
+        self,
+        items: list,  # of (name, `Context`)
+        path: str | Path,  # file of the marks; one that is there already is continued
+        rater: str = "",  # written beside each mark
+        judge: Judge | None = None,  # whose agreement is shown on request
+        seed: int = 0,
+    ):
         "Raises `WorkbookError` for an empty list, the same item twice, or a file with marks of other items only."
         import ipywidgets as w
-        items = {item_id(n, c): (n, c) for n, c in items} if len({item_id(n, c) for n, c in items}) == len(items) else None
-        if items is None: raise WorkbookError("the same name and context occur twice among the items: give each once")
-        if not items: raise WorkbookError("there is nothing to rate: the list of items is empty. sheet_items(gather(store, feature), name) makes some")
+
+        items = (
+            {item_id(n, c): (n, c) for n, c in items}
+            if len({item_id(n, c) for n, c in items}) == len(items)
+            else None
+        )
+        if items is None:
+            raise WorkbookError(
+                "the same name and context occur twice among the items: give each once"
+            )
+        if not items:
+            raise WorkbookError(
+                "there is nothing to rate: the list of items is empty. sheet_items(gather(store,"
+                " feature), name) makes some"
+            )
         self.items, self.rater, self.judge, self.saved = items, rater, judge, Ratings(path)
-        if self.saved.marks and not set(self.saved.marks) & set(items): raise WorkbookError(f"{path}: its {len(self.saved.marks)} ratings are of other items than these; give another path, or the items it was made with")
+        if self.saved.marks and not set(self.saved.marks) & set(items):
+            raise WorkbookError(
+                f"{path}: its {len(self.saved.marks)} ratings are of other items than these; give"
+                " another path, or the items it was made with"
+            )
         self.order = sorted(items, key=lambda i: hashlib.sha256(f"{seed} {i}".encode()).digest())
-        self.at = next((k for k, i in enumerate(self.order) if i not in self.saved.marks), len(items)) # the first without a mark
-        self.buttons = [w.Button(description=str(k), tooltip=text, layout=w.Layout(width="5em")) for k, text in enumerate(RUBRIC)]
-        self.skip_button, self.back_button, self.agree_button = (w.Button(description=d) for d in ("skip", "back", "agreement"))
+        self.at = next(
+            (k for k, i in enumerate(self.order) if i not in self.saved.marks), len(items)
+        )  # the first without a mark
+        self.buttons = [
+            w.Button(description=str(k), tooltip=text, layout=w.Layout(width="5em"))
+            for k, text in enumerate(RUBRIC)
+        ]
+        self.skip_button, self.back_button, self.agree_button = (
+            w.Button(description=d) for d in ("skip", "back", "agreement")
+        )
         self.text, self.note = w.HTML(), w.HTML()
-        for k, b in enumerate(self.buttons): b.on_click(lambda _, k=k: self.rate(k))
-        self.skip_button.on_click(lambda _: self.rate(None)); self.back_button.on_click(lambda _: self.back()); self.agree_button.on_click(lambda _: self.show_agreement())
-        self.box = w.VBox([self.text, w.HBox([*self.buttons, self.skip_button, self.back_button, *([self.agree_button] if judge is not None else [])]), self.note]); self.show()
+        for k, b in enumerate(self.buttons):
+            b.on_click(lambda _, k=k: self.rate(k))
+        self.skip_button.on_click(lambda _: self.rate(None))
+        self.back_button.on_click(lambda _: self.back())
+        self.agree_button.on_click(lambda _: self.show_agreement())
+        self.box = w.VBox(
+            [
+                self.text,
+                w.HBox(
+                    [
+                        *self.buttons,
+                        self.skip_button,
+                        self.back_button,
+                        *([self.agree_button] if judge is not None else []),
+                    ]
+                ),
+                self.note,
+            ]
+        )
+        self.show()
 
     @property
-    def ratings(self): return {i: self.saved.marks[i] for i in self.order if self.saved.marks.get(i) is not None} # item → 0…3
-    def __repr__(self): return f"{len(self.ratings)} of {len(self.items)} items rated, {sum(self.saved.marks.get(i, 0) is None for i in self.order)} skipped"
+    def ratings(self):
+        return {
+            i: self.saved.marks[i] for i in self.order if self.saved.marks.get(i) is not None
+        }  # item → 0…3
+
+    def __repr__(self):
+        return (
+            f"{len(self.ratings)} of {len(self.items)} items rated,"
+            f" {sum(self.saved.marks.get(i, 0) is None for i in self.order)} skipped"
+        )
 
 # %% ../../nbs/part3_reading/32a_rating.ipynb #043b5aa4
 @patch
-def rate(self:RatingSheet, rating:int|None): # None: skip
+def rate(self: RatingSheet, rating: int | None):  # None: skip
     "Mark the item that is shown, save, and go on to the next; if it cannot be saved, say so and stay."
-    if self.at >= len(self.order): return
-    item = self.order[self.at]; name, c = self.items[item]
-    try: self.saved.add(item, rating, rater=self.rater, name=str(name), feature=c.feature, document=c.document, row=c.row)
-    except OSError as e: self.note.value = f"<b>Not saved:</b> {shown(str(e))}. The mark does not count; try again."; return
-    self.at += 1; self.show()
+    if self.at >= len(self.order):
+        return
+    item = self.order[self.at]
+    name, c = self.items[item]
+    try:
+        self.saved.add(
+            item,
+            rating,
+            rater=self.rater,
+            name=str(name),
+            feature=c.feature,
+            document=c.document,
+            row=c.row,
+        )
+    except OSError as e:
+        self.note.value = f"<b>Not saved:</b> {shown(str(e))}. The mark does not count; try again."
+        return
+    self.at += 1
+    self.show()
+
 
 @patch
-def back(self:RatingSheet):
+def back(self: RatingSheet):
     "Show the item before, to mark it anew."
-    self.at = max(0, self.at - 1); self.show()
+    self.at = max(0, self.at - 1)
+    self.show()
+
 
 @patch
-def show(self:RatingSheet):
+def show(self: RatingSheet):
     done = self.at >= len(self.order)
-    for b in (*self.buttons, self.skip_button): b.disabled = done
+    for b in (*self.buttons, self.skip_button):
+        b.disabled = done
     self.back_button.disabled, self.note.value = self.at == 0, ""
-    self.text.value = (Html(f"<div class=fc><p><b>All {len(self.order)} items are done.</b> {shown(repr(self))}.</p></div>") if done else self.card(self.at))._repr_html_()
-    if not done and self.order[self.at] in self.saved.marks: self.note.value = f"marked {'skip' if (m := self.saved.marks[self.order[self.at]]) is None else m} before"
+    self.text.value = (
+        Html(
+            f"<div class=fc><p><b>All {len(self.order)} items are done.</b>"
+            f" {shown(repr(self))}.</p></div>"
+        )
+        if done
+        else self.card(self.at)
+    )._repr_html_()
+    if not done and self.order[self.at] in self.saved.marks:
+        self.note.value = (
+            f"marked {'skip' if (m := self.saved.marks[self.order[self.at]]) is None else m} before"
+        )
+
 
 @patch
-def card(self:RatingSheet, k:int, rubric:bool=True)->Html:
+def card(self: RatingSheet, k: int, rubric: bool = True) -> Html:
     "Item k of the order, as it is shown: only the token is marked."
     name, c = self.items[self.order[k]]
-    scale = "".join(f"<li><i>{i}</i><span>{shown(r)}</span></li>" for i, r in enumerate(RUBRIC)) if rubric else ""
-    text = coloured(c.text, 0, len(c.text), np.array([[c.start, c.end]]), np.ones(1), 2.0, (c.start, c.end))
-    return Html(f"<div class=fc><p class=mu>{k + 1} of {len(self.order)}</p><h4>Name: {shown(str(name))}</h4><p><bdi>{text}</bdi></p>" + (f"<ol>{scale}</ol>" if scale else "") + "</div>")
+    scale = (
+        "".join(f"<li><i>{i}</i><span>{shown(r)}</span></li>" for i, r in enumerate(RUBRIC))
+        if rubric
+        else ""
+    )
+    text = coloured(
+        c.text, 0, len(c.text), np.array([[c.start, c.end]]), np.ones(1), 2.0, (c.start, c.end)
+    )
+    return Html(
+        f"<div class=fc><p class=mu>{k + 1} of {len(self.order)}</p><h4>Name:"
+        f" {shown(str(name))}</h4><p><bdi>{text}</bdi></p>"
+        + (f"<ol>{scale}</ol>" if scale else "")
+        + "</div>"
+    )
+
 
 @patch
-def static(self:RatingSheet, n:int=3)->Html:
+def static(self: RatingSheet, n: int = 3) -> Html:
     "The first items, for a page without a kernel."
     return Html("".join(self.card(k, rubric=k == 0) for k in range(min(n, len(self.order)))))
 
+
 @patch
-def _repr_mimebundle_(self:RatingSheet, **kwargs):
+def _repr_mimebundle_(self: RatingSheet, **kwargs):
     data = self.box._repr_mimebundle_(**kwargs) or {}
-    return (data[0] if isinstance(data, tuple) else data) | {"text/html": self.static()._repr_html_(), "text/plain": repr(self)}
+    return (data[0] if isinstance(data, tuple) else data) | {
+        "text/html": self.static()._repr_html_(),
+        "text/plain": repr(self),
+    }
 
 # %% ../../nbs/part3_reading/32a_rating.ipynb #13d559d8
 @patch
-def judged(self:RatingSheet, judge:Judge|None=None)->pd.DataFrame: # one row for each rated item: feature, active, person, judge
+def judged(
+    self: RatingSheet, judge: Judge | None = None
+) -> pd.DataFrame:  # one row for each rated item: feature, active, person, judge
     "The marks of person and judge; raises `WorkbookError` where nothing is rated, or there is no judge."
     judge = judge or self.judge
-    if judge is None: raise WorkbookError("there is no judge to compare with: RatingSheet(…, judge=NGrams()), or agreement(judge)")
-    if not self.ratings: raise WorkbookError(f"nothing is rated yet ({self!r}): press some buttons first")
+    if judge is None:
+        raise WorkbookError(
+            "there is no judge to compare with: RatingSheet(…, judge=NGrams()), or agreement(judge)"
+        )
+    if not self.ratings:
+        raise WorkbookError(f"nothing is rated yet ({self!r}): press some buttons first")
     by_name = {}
-    for i in self.ratings: by_name.setdefault(self.items[i][0], []).append(i)
-    marks = {i: int(m) for name, ids in by_name.items() for i, m in zip(ids, judge.rate(name if isinstance(name, Name) else Name(name), [self.items[i][1] for i in ids]))}
-    return pd.DataFrame([dict(item=i, feature=self.items[i][1].feature, active=self.items[i][1].value > 0, person=p, judge=marks[i]) for i, p in self.ratings.items()]).set_index("item")
+    for i in self.ratings:
+        by_name.setdefault(self.items[i][0], []).append(i)
+    marks = {
+        i: int(m)
+        for name, ids in by_name.items()
+        for i, m in zip(
+            ids,
+            judge.rate(
+                name if isinstance(name, Name) else Name(name), [self.items[i][1] for i in ids]
+            ),
+        )
+    }
+    return pd.DataFrame(
+        [
+            dict(
+                item=i,
+                feature=self.items[i][1].feature,
+                active=self.items[i][1].value > 0,
+                person=p,
+                judge=marks[i],
+            )
+            for i, p in self.ratings.items()
+        ]
+    ).set_index("item")
+
 
 @patch
-def agreement(self:RatingSheet, judge:Judge|None=None)->Agreement:
+def agreement(self: RatingSheet, judge: Judge | None = None) -> Agreement:
     "How well the person and a judge agree: weighted kappa with its interval, and the table of ratings (rows the person's, columns the judge's)."
     t = self.judged(judge)
     return weighted_kappa(t.person, t.judge, t.feature)
 
+
 @patch
-def show_agreement(self:RatingSheet):
-    try: a = self.agreement()
-    except WorkbookError as e: self.note.value = shown(str(e)); return
-    rows = "".join(f"<tr><td>{i}{''.join(f'<td class=nu>{n}' for n in r)}" for i, r in enumerate(a.table))
-    self.note.value = Html(f"<div class=fc><p>κ = {a}</p><table><tr><th>person \\ judge{''.join(f'<th>{k}' for k in range(4))}{rows}</table></div>")._repr_html_()
+def show_agreement(self: RatingSheet):
+    try:
+        a = self.agreement()
+    except WorkbookError as e:
+        self.note.value = shown(str(e))
+        return
+    rows = "".join(
+        f"<tr><td>{i}{''.join(f'<td class=nu>{n}' for n in r)}" for i, r in enumerate(a.table)
+    )
+    self.note.value = Html(
+        f"<div class=fc><p>κ = {a}</p><table><tr><th>person \\"
+        f" judge{''.join(f'<th>{k}' for k in range(4))}{rows}</table></div>"
+    )._repr_html_()

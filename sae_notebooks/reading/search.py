@@ -24,288 +24,616 @@ from .features import FeatureStore, to_bits
 # %% ../../nbs/part3_reading/36_search.ipynb #82334416
 class Excited(NamedTuple):
     "What a text excites: features that are active on it, each with its highest value."
-    text: str
-    features: np.ndarray # int64 [m], ascending
-    values: np.ndarray # float32 [m]
-    words: list # [m] the token with that value
-    mean: np.ndarray # float32 [m] mean over the text's tokens
-    n: int # tokens, special ones left out
 
-def excite(lm:LanguageModel, sae:SAE, text:str)->Excited:
+    text: str
+    features: np.ndarray  # int64 [m], ascending
+    values: np.ndarray  # float32 [m]
+    words: list  # [m] the token with that value
+    mean: np.ndarray  # float32 [m] mean over the text's tokens
+    n: int  # tokens, special ones left out
+
+
+def excite(lm: LanguageModel, sae: SAE, text: str) -> Excited:
     "A prompt through model and dictionary; raises `WorkbookError` for an empty one, or one longer than the context."
-    if not isinstance(text, str) or not text.strip(): raise WorkbookError(f"prompt {text!r} is empty: write some words, for example \"She moved to Camden.\"")
-    e, = lm.encode([text]); codes = text_codes(lm, sae, e.ids)
+    if not isinstance(text, str) or not text.strip():
+        raise WorkbookError(
+            f"prompt {text!r} is empty: write some words, for example \"She moved to Camden.\""
+        )
+    (e,) = lm.encode([text])
+    codes = text_codes(lm, sae, e.ids)
     n = max(1, int((~e.special).sum()))
-    i, v, r = codes.indices.cpu().numpy().astype(np.int64), codes.values.cpu().numpy(), codes.rows().cpu().numpy()
-    order = np.lexsort((-v, i)); i, v, r = i[order], v[order], r[order]
+    i, v, r = (
+        codes.indices.cpu().numpy().astype(np.int64),
+        codes.values.cpu().numpy(),
+        codes.rows().cpu().numpy(),
+    )
+    order = np.lexsort((-v, i))
+    i, v, r = i[order], v[order], r[order]
     first = np.flatnonzero(np.diff(i, prepend=-1))
     mean = np.add.reduceat(v, first) / n if len(i) else v
-    return Excited(text, i[first], v[first], [text[slice(*e.offsets[t])] for t in r[first]], mean, n)
+    return Excited(
+        text, i[first], v[first], [text[slice(*e.offsets[t])] for t in r[first]], mean, n
+    )
 
 # %% ../../nbs/part3_reading/36_search.ipynb #d84dd13f
-def surprisal(store:FeatureStore, features, values, # [m] each
-              n:int # tokens of the text
-             )->np.ndarray: # float64 [m] decades
+def surprisal(
+    store: FeatureStore, features, values, n: int  # [m] each  # tokens of the text
+) -> np.ndarray:  # float64 [m] decades
     "−log₁₀ of the chance that a feature reaches a value somewhere in n tokens like the store's; one token more than seen is counted, so that it stays finite."
     bits = to_bits(torch.from_numpy(np.asarray(values, np.float32)), store.dtype)
-    above = np.array([(store.values[store.ends[f]:store.ends[f + 1]] >= b).sum() for f, b in zip(np.asarray(features).tolist(), bits)], np.float64)
-    return -np.log10(-np.expm1(n * np.log1p(-np.minimum((above + 1) / (store.text_tokens + 1), 1 - 1e-12))))
+    above = np.array(
+        [
+            (store.values[store.ends[f] : store.ends[f + 1]] >= b).sum()
+            for f, b in zip(np.asarray(features).tolist(), bits)
+        ],
+        np.float64,
+    )
+    return -np.log10(
+        -np.expm1(n * np.log1p(-np.minimum((above + 1) / (store.text_tokens + 1), 1 - 1e-12)))
+    )
 
 # %% ../../nbs/part3_reading/36_search.ipynb #f0b84f42
 class Evidence(NamedTuple):
     "What one kind of search says about every feature."
-    kind: str
-    score: np.ndarray # float64 [F]; −∞: ruled out
-    why: object # function feature → words
 
-_WEIGHTS = {"surprisal": lambda store, e: surprisal(store, e.features, e.values, e.n), "activation": lambda store, e: e.mean, "maximum": lambda store, e: e.values / np.maximum(store.max[e.features], 1e-9),
-            "excess": lambda store, e: np.maximum(0, e.mean - store.summary["sum"][e.features] / store.text_tokens)}
+    kind: str
+    score: np.ndarray  # float64 [F]; −∞: ruled out
+    why: object  # function feature → words
+
+
+_WEIGHTS = {
+    "surprisal": lambda store, e: surprisal(store, e.features, e.values, e.n),
+    "activation": lambda store, e: e.mean,
+    "maximum": lambda store, e: e.values / np.maximum(store.max[e.features], 1e-9),
+    "excess": lambda store, e: np.maximum(
+        0, e.mean - store.summary["sum"][e.features] / store.text_tokens
+    ),
+}
+
 
 def _table(store, excited, weight):
     "Sum of the scores and number of prompts, for each feature."
     total, hit, best = np.zeros(store.n_features), np.zeros(store.n_features, np.int64), {}
     for e in excited:
         s = _WEIGHTS[weight](store, e)
-        total[e.features] += s; hit[e.features] += 1
+        total[e.features] += s
+        hit[e.features] += 1
         for f, v, w in zip(e.features.tolist(), s.tolist(), e.words):
-            if v > best.get(f, (0,))[0]: best[f] = (v, w)
+            if v > best.get(f, (0,))[0]:
+                best[f] = (v, w)
     return total, hit, best
 
 # %% ../../nbs/part3_reading/36_search.ipynb #b4ef661e
-def by_prompts(store:FeatureStore, excited:list, # of `Excited`: active in these
-               without:list=(), # of `Excited`: not active in these
-               share:float=1.0, # of the prompts in which it must be active; 1: all
-               strict:bool=False, # True: rule out what is active in a negative prompt; False: take its surprisal off
-               weight:str="surprisal" # "excess": mean activation above the store's mean; "activation", "maximum" (share of the feature's own): for comparison
-              )->Evidence:
+def by_prompts(
+    store: FeatureStore,
+    excited: list,  # of `Excited`: active in these
+    without: list = (),  # of `Excited`: not active in these
+    share: float = 1.0,  # of the prompts in which it must be active; 1: all
+    strict: bool = False,  # True: rule out what is active in a negative prompt; False: take its surprisal off
+    weight: str = "surprisal",  # "excess": mean activation above the store's mean; "activation", "maximum" (share of the feature's own): for comparison
+) -> Evidence:
     "Features by what prompts excite and others do not."
-    if not 0 < share <= 1: raise WorkbookError(f"share={share}: the share of prompts must be above 0 and at most 1 (all of them)")
-    if weight not in _WEIGHTS: raise WorkbookError(f"weight={weight!r}: use one of {', '.join(_WEIGHTS)}")
+    if not 0 < share <= 1:
+        raise WorkbookError(
+            f"share={share}: the share of prompts must be above 0 and at most 1 (all of them)"
+        )
+    if weight not in _WEIGHTS:
+        raise WorkbookError(f"weight={weight!r}: use one of {', '.join(_WEIGHTS)}")
     total, hit, best = _table(store, excited, weight)
-    score = np.where(hit >= max(1, math.ceil(share * len(excited) - 1e-9)), total / len(excited), -np.inf)
+    score = np.where(
+        hit >= max(1, math.ceil(share * len(excited) - 1e-9)), total / len(excited), -np.inf
+    )
     against, wrong, worst = _table(store, without, weight)
-    if without: score = np.where(wrong > 0, -np.inf, score) if strict else score - against / len(without)
+    if without:
+        score = np.where(wrong > 0, -np.inf, score) if strict else score - against / len(without)
+
     def why(f):
-        no = f"; in {wrong[f]} of {len(without)} negative ones" + (f" (strongest at {worst[f][1]!r})" if wrong[f] else "") if without else ""
-        return f"active in {hit[f]} of {len(excited)} prompts" + (f", strongest evidence at {best[f][1]!r}" if f in best else "") + no
+        no = (
+            f"; in {wrong[f]} of {len(without)} negative ones"
+            + (f" (strongest at {worst[f][1]!r})" if wrong[f] else "")
+            if without
+            else ""
+        )
+        return (
+            f"active in {hit[f]} of {len(excited)} prompts"
+            + (f", strongest evidence at {best[f][1]!r}" if f in best else "")
+            + no
+        )
+
     return Evidence("prompts", score, why)
 
 # %% ../../nbs/part3_reading/36_search.ipynb #8e08fa5b
 @torch.no_grad()
-def write_prompts(lm:LanguageModel, topic:str, # the beginning of a text
-                  n:int=4, tokens:int=20, temperature:float=0.8, seed:int=0)->list[str]:
+def write_prompts(
+    lm: LanguageModel,
+    topic: str,  # the beginning of a text
+    n: int = 4,
+    tokens: int = 20,
+    temperature: float = 0.8,
+    seed: int = 0,
+) -> list[str]:
     "Texts that the model writes from a beginning; raises `WorkbookError` for an encoder, or an empty or too long beginning."
     lm.need_output("write prompts for a topic", "Give prompts instead.")
-    if not topic.strip(): raise WorkbookError("the topic is empty: give the beginning of a text, for example \"In the London Borough of\"")
+    if not topic.strip():
+        raise WorkbookError(
+            "the topic is empty: give the beginning of a text, for example \"In the London Borough"
+            " of\""
+        )
     ids = _batch(lm, lm.encode([topic])[0].ids).to(lm.device)
-    if ids.shape[1] + tokens > lm.context: raise WorkbookError(f"the topic has {ids.shape[1]} tokens; with {tokens} more it is longer than the {lm.context} of {lm.name}. Shorten it.")
+    if ids.shape[1] + tokens > lm.context:
+        raise WorkbookError(
+            f"the topic has {ids.shape[1]} tokens; with {tokens} more it is longer than the"
+            f" {lm.context} of {lm.name}. Shorten it."
+        )
     torch.manual_seed(seed)
-    out = lm.model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=tokens, do_sample=True, temperature=temperature, top_k=0, num_return_sequences=n, pad_token_id=lm.tokenizer.pad_token_id or 0)
-    return [topic + lm.tokenizer.decode(o[ids.shape[1]:], skip_special_tokens=True) for o in out]
+    out = lm.model.generate(
+        input_ids=ids,
+        attention_mask=torch.ones_like(ids),
+        max_new_tokens=tokens,
+        do_sample=True,
+        temperature=temperature,
+        top_k=0,
+        num_return_sequences=n,
+        pad_token_id=lm.tokenizer.pad_token_id or 0,
+    )
+    return [topic + lm.tokenizer.decode(o[ids.shape[1] :], skip_special_tokens=True) for o in out]
 
 # %% ../../nbs/part3_reading/36_search.ipynb #3de2fa33
-def occurrences(store:FeatureStore, lm:LanguageModel, word:str)->list[np.ndarray]: # arrays [m, length] of rows
+def occurrences(
+    store: FeatureStore, lm: LanguageModel, word: str
+) -> list[np.ndarray]:  # arrays [m, length] of rows
     "Where a word (with or without a space in front) stands in the store, as rows of tokens; raises `WorkbookError` for one that does not occur."
-    if not word.strip(): raise WorkbookError(f"word {word!r} is empty")
-    kinds = {tuple(lm.encode([w], specials=False)[0].ids.tolist()) for w in (word.strip(), " " + word.strip())}
+    if not word.strip():
+        raise WorkbookError(f"word {word!r} is empty")
+    kinds = {
+        tuple(lm.encode([w], specials=False)[0].ids.tolist())
+        for w in (word.strip(), " " + word.strip())
+    }
     found = []
     for ids in sorted(kinds):
-        at = np.flatnonzero(store.token[:max(0, store.n_tokens - len(ids) + 1)] == ids[0])
-        for k, t in enumerate(ids[1:], 1): at = at[store.token[at + k] == t]
-        if len(at): found.append(at[:, None] + np.arange(len(ids)))
-    if not found: raise WorkbookError(f"the word {word!r} does not occur in the {store.text_tokens:,} tokens of this store, so no feature can be specific to it; use a commoner word, or prompts, or a store of a text that has it")
+        at = np.flatnonzero(store.token[: max(0, store.n_tokens - len(ids) + 1)] == ids[0])
+        for k, t in enumerate(ids[1:], 1):
+            at = at[store.token[at + k] == t]
+        if len(at):
+            found.append(at[:, None] + np.arange(len(ids)))
+    if not found:
+        raise WorkbookError(
+            f"the word {word!r} does not occur in the {store.text_tokens:,} tokens of this store,"
+            " so no feature can be specific to it; use a commoner word, or prompts, or a store of"
+            " a text that has it"
+        )
     return found
 
 # %% ../../nbs/part3_reading/36_search.ipynb #aa0cf416
-def by_words(store:FeatureStore, lm:LanguageModel, words, # one or several; their occurrences count together
-             least:int=5, # occurrences on which a feature must be active
-             lift:bool=True # False: recall alone, for comparison
-            )->Evidence:
+def by_words(
+    store: FeatureStore,
+    lm: LanguageModel,
+    words,  # one or several; their occurrences count together
+    least: int = 5,  # occurrences on which a feature must be active
+    lift: bool = True,  # False: recall alone, for comparison
+) -> Evidence:
     "Features that are specific to words; raises `WorkbookError` for words that are too rare."
-    parts = [a for w in ([words] if isinstance(words, str) else words) for a in occurrences(store, lm, w)]
-    owner = np.concatenate([np.repeat(np.arange(len(a)) + k, a.shape[1]) for a, k in zip(parts, np.cumsum([0, *map(len, parts)]))])
+    parts = [
+        a for w in ([words] if isinstance(words, str) else words) for a in occurrences(store, lm, w)
+    ]
+    owner = np.concatenate(
+        [
+            np.repeat(np.arange(len(a)) + k, a.shape[1])
+            for a, k in zip(parts, np.cumsum([0, *map(len, parts)]))
+        ]
+    )
     rows, total = np.concatenate([a.ravel() for a in parts]), sum(map(len, parts))
-    if total < least: raise WorkbookError(f"{words!r} occur {total} times in this store, fewer than least={least}; lower least, or use a larger store")
+    if total < least:
+        raise WorkbookError(
+            f"{words!r} occur {total} times in this store, fewer than least={least}; lower least,"
+            " or use a larger store"
+        )
     start, count = store.row_ends[rows], np.diff(store.row_ends)[rows]
     at = np.repeat(start - np.cumsum(count) + count, count) + np.arange(count.sum())
     feature, key = store.row_features[at].astype(np.int64), np.repeat(owner, count)
-    on = np.bincount(feature, minlength=store.n_features) # tokens
-    seen = np.bincount(np.unique(key * store.n_features + feature) % store.n_features, minlength=store.n_features) # occurrences
+    on = np.bincount(feature, minlength=store.n_features)  # tokens
+    seen = np.bincount(
+        np.unique(key * store.n_features + feature) % store.n_features, minlength=store.n_features
+    )  # occurrences
     recall, precision = seen / total, on / np.maximum(store.counts, 1)
     gain = precision * store.text_tokens / len(np.unique(rows))
-    score = np.where((seen >= least) & (gain > 1), recall * np.log(np.maximum(gain, 1)) if lift else recall, -np.inf)
-    return Evidence("words", score, lambda f: f"active on {recall[f]:.0%} of {total} occurrences, which are {precision[f]:.0%} of its activity ({gain[f]:,.0f} × chance)")
+    score = np.where(
+        (seen >= least) & (gain > 1),
+        recall * np.log(np.maximum(gain, 1)) if lift else recall,
+        -np.inf,
+    )
+    return Evidence(
+        "words",
+        score,
+        lambda f: (
+            f"active on {recall[f]:.0%} of {total} occurrences, which are {precision[f]:.0%} of its"
+            f" activity ({gain[f]:,.0f} × chance)"
+        ),
+    )
 
 # %% ../../nbs/part3_reading/36_search.ipynb #e5bfae60
-def direction_of(store:FeatureStore, sae:SAE, near, lm:LanguageModel|None=None)->torch.Tensor: # [d]
+def direction_of(
+    store: FeatureStore, sae: SAE, near, lm: LanguageModel | None = None
+) -> torch.Tensor:  # [d]
     "The direction of a feature (int), a text (str or `Excited`), or itself ([d]); raises `WorkbookError` for a dead feature or another width."
-    if isinstance(near, (int, np.integer)): store._span(near, alive=True); return sae.W_dec[int(near)].detach()
+    if isinstance(near, (int, np.integer)):
+        store._span(near, alive=True)
+        return sae.W_dec[int(near)].detach()
     if isinstance(near, (str, Excited)):
         e = near if isinstance(near, Excited) else excite(lm, sae, near)
-        code = torch.from_numpy(-store.summary["sum"] / store.text_tokens).float(); code[e.features] += torch.from_numpy(e.mean)
+        code = torch.from_numpy(-store.summary["sum"] / store.text_tokens).float()
+        code[e.features] += torch.from_numpy(e.mean)
         return code.to(sae.W_dec.device) @ sae.W_dec.detach()
     v = torch.as_tensor(near, dtype=torch.float32, device=sae.W_dec.device)
-    if v.shape != (sae.d,): raise WorkbookError(f"near: a direction of shape {list(v.shape)}; this dictionary's have [{sae.d}]. Give a feature's number, a text, or such a vector")
+    if v.shape != (sae.d,):
+        raise WorkbookError(
+            f"near: a direction of shape {list(v.shape)}; this dictionary's have [{sae.d}]. Give a"
+            " feature's number, a text, or such a vector"
+        )
     return v
 
-def by_direction(store:FeatureStore, sae:SAE, near, lm:LanguageModel|None=None)->Evidence:
+
+def by_direction(store: FeatureStore, sae: SAE, near, lm: LanguageModel | None = None) -> Evidence:
     "Features by the cosine of their decoder rows with a direction; the feature itself is left out."
     v = direction_of(store, sae, near, lm)
-    score = (sae.decoder_directions() @ (v / v.norm().clamp_min(1e-12))).cpu().numpy().astype(np.float64)
-    if isinstance(near, (int, np.integer)): score[near] = -np.inf
-    what = f"feature {near}" if isinstance(near, (int, np.integer)) else "the text's mean code" if isinstance(near, (str, Excited)) else "the direction"
+    score = (
+        (sae.decoder_directions() @ (v / v.norm().clamp_min(1e-12)))
+        .cpu()
+        .numpy()
+        .astype(np.float64)
+    )
+    if isinstance(near, (int, np.integer)):
+        score[near] = -np.inf
+    what = (
+        f"feature {near}"
+        if isinstance(near, (int, np.integer))
+        else "the text's mean code" if isinstance(near, (str, Excited)) else "the direction"
+    )
     return Evidence("near", score, lambda f: f"cosine {score[f]:.2f} with {what}")
 
 # %% ../../nbs/part3_reading/36_search.ipynb #37b03034
-def _with_answer(lm, prompt, answer): # ids of both [n], and how many are the prompt's
-    if not prompt.strip(): raise WorkbookError(f"prompt {prompt!r} is empty")
+def _with_answer(lm, prompt, answer):  # ids of both [n], and how many are the prompt's
+    if not prompt.strip():
+        raise WorkbookError(f"prompt {prompt!r} is empty")
     lm.need_output("say a continuation that a feature could account for")
     head, tail = lm.encode([prompt])[0].ids, lm.encode([answer], specials=False)[0].ids
-    if not len(tail): raise WorkbookError(f"continuation {answer!r} has no token: give at least one, usually with its space, such as \" bridge\"")
+    if not len(tail):
+        raise WorkbookError(
+            f"continuation {answer!r} has no token: give at least one, usually with its space, such"
+            " as \" bridge\""
+        )
     return _batch(lm, np.concatenate([head, tail])), len(head)
 
-def _log_probability(lm, ids, start, edit)->torch.Tensor: # [rows], of the tokens from start on
+
+def _log_probability(lm, ids, start, edit) -> torch.Tensor:  # [rows], of the tokens from start on
     "Log-probability of a continuation with the site changed; keeps the graph if there is one."
-    with lm.edited(edit): logits = lm.model(input_ids=ids, use_cache=False).logits[:, start - 1:-1].float()
+    with lm.edited(edit):
+        logits = lm.model(input_ids=ids, use_cache=False).logits[:, start - 1 : -1].float()
     return logits.log_softmax(-1).gather(2, ids[:, start:, None])[..., 0].sum(1)
 
-def _gradient(lm, sae, prompt, answer): # activations, gradients [n, d] at the prompt's tokens, and the log-probability
-    ids, start = _with_answer(lm, prompt, answer); ids, site = ids.to(lm.device), site_of(lm, sae)
+
+def _gradient(
+    lm, sae, prompt, answer
+):  # activations, gradients [n, d] at the prompt's tokens, and the log-probability
+    ids, start = _with_answer(lm, prompt, answer)
+    ids, site = ids.to(lm.device), site_of(lm, sae)
     x = lm.capture(ids, [site], use_cache=False)[site].detach().requires_grad_(True)
-    with torch.enable_grad(): m = _log_probability(lm, ids, start, {site: lambda _: x}).sum()
+    with torch.enable_grad():
+        m = _log_probability(lm, ids, start, {site: lambda _: x}).sum()
     return torch.autograd.grad(m, x)[0][0, :start].float().to(sae.W_dec.device), float(m.detach())
 
 # %% ../../nbs/part3_reading/36_search.ipynb #81491397
-def attribution(lm:LanguageModel, sae:SAE, prompt:str, answer:str, # the continuation, with its space
-                against:str|None=None # a rival continuation
-               )->np.ndarray: # float64 [F] nats
+def attribution(
+    lm: LanguageModel,
+    sae: SAE,
+    prompt: str,
+    answer: str,  # the continuation, with its space
+    against: str | None = None,  # a rival continuation
+) -> np.ndarray:  # float64 [F] nats
     "First-order effect of each feature of the prompt on the log-probability of a continuation (less that of a rival)."
-    gradient = _gradient(lm, sae, prompt, answer)[0] - (_gradient(lm, sae, prompt, against)[0] if against else 0)
+    gradient = _gradient(lm, sae, prompt, answer)[0] - (
+        _gradient(lm, sae, prompt, against)[0] if against else 0
+    )
     codes = text_codes(lm, sae, lm.encode([prompt])[0].ids).to(gradient.device)
     effect = (codes.values * dots(codes, gradient, sae.W_dec.detach()) / sae.scale).cpu()
-    return np.bincount(codes.indices.cpu().numpy(), effect.double().numpy(), minlength=sae.n_features)
+    return np.bincount(
+        codes.indices.cpu().numpy(), effect.double().numpy(), minlength=sae.n_features
+    )
+
 
 @torch.no_grad()
-def ablated(lm:LanguageModel, sae:SAE, prompt:str, answer:str, features, against:str|None=None, budget:int=4096 # tokens in a batch
-           )->np.ndarray: # float64 [m] nats: by how much each feature's ablation lowers it
+def ablated(
+    lm: LanguageModel,
+    sae: SAE,
+    prompt: str,
+    answer: str,
+    features,
+    against: str | None = None,
+    budget: int = 4096,  # tokens in a batch
+) -> np.ndarray:  # float64 [m] nats: by how much each feature's ablation lowers it
     "The same asked slowly: take each feature out of the prompt and run the rest of the model again."
     codes, out = text_codes(lm, sae, lm.encode([prompt])[0].ids), np.zeros(len(features))
     for word, sign in ((answer, 1), (against, -1)) if against else ((answer, 1),):
-        ids, start = _with_answer(lm, prompt, word); ids, site = ids.to(lm.device), site_of(lm, sae)
+        ids, start = _with_answer(lm, prompt, word)
+        ids, site = ids.to(lm.device), site_of(lm, sae)
         clean = float(_log_probability(lm, ids, start, {})[0])
-        for part in np.array_split(np.arange(len(features)), max(1, math.ceil(len(features) * ids.shape[1] / budget))):
+        for part in np.array_split(
+            np.arange(len(features)), max(1, math.ceil(len(features) * ids.shape[1] / budget))
+        ):
             z = torch.zeros(len(part), ids.shape[1])
-            for i, k in enumerate(part): on = codes.indices == int(features[k]); z[i, codes.rows()[on]] = codes.values[on]
-            change = z[..., None].to(sae.W_dec) * (sae.W_dec[torch.as_tensor(np.asarray(features)[part])] / sae.scale)[:, None]
-            out[part] += sign * (clean - _log_probability(lm, ids.expand(len(part), -1), start, {site: lambda x: x - change.to(x)}).cpu().double().numpy())
+            for i, k in enumerate(part):
+                on = codes.indices == int(features[k])
+                z[i, codes.rows()[on]] = codes.values[on]
+            change = (
+                z[..., None].to(sae.W_dec)
+                * (sae.W_dec[torch.as_tensor(np.asarray(features)[part])] / sae.scale)[:, None]
+            )
+            out[part] += sign * (
+                clean
+                - _log_probability(
+                    lm, ids.expand(len(part), -1), start, {site: lambda x: x - change.to(x)}
+                )
+                .cpu()
+                .double()
+                .numpy()
+            )
     return out
 
 # %% ../../nbs/part3_reading/36_search.ipynb #b79180fe
-def by_output(store:FeatureStore, lm:LanguageModel, sae:SAE, prompt:str, answer:str, against:str|None=None,
-              check:int=10 # features of the highest attribution to ablate really
-             )->Evidence:
+def by_output(
+    store: FeatureStore,
+    lm: LanguageModel,
+    sae: SAE,
+    prompt: str,
+    answer: str,
+    against: str | None = None,
+    check: int = 10,  # features of the highest attribution to ablate really
+) -> Evidence:
     "Features by their attribution to an output; those at the top are ablated to see whether it is true."
     score = attribution(lm, sae, prompt, answer, against)
     top = np.argsort(-score, kind="stable")[:check]
-    real = dict(zip(top.tolist(), ablated(lm, sae, prompt, answer, top, against).tolist())) if check else {}
+    real = (
+        dict(zip(top.tolist(), ablated(lm, sae, prompt, answer, top, against).tolist()))
+        if check
+        else {}
+    )
     what = repr(answer) + (f" over {against!r}" if against else "")
-    return Evidence("output", np.where(score > 0, score, -np.inf), lambda f: f"raises {what} by {score[f]:.2f} nats by its gradient" + (f", by {real[f]:.2f} when ablated" if f in real else ""))
+    return Evidence(
+        "output",
+        np.where(score > 0, score, -np.inf),
+        lambda f: f"raises {what} by {score[f]:.2f} nats by its gradient"
+        + (f", by {real[f]:.2f} when ablated" if f in real else ""),
+    )
 
 # %% ../../nbs/part3_reading/36_search.ipynb #edc5ce04
 @torch.no_grad()
-def boosted(lm:LanguageModel, sae:SAE, store:FeatureStore, prompt:str, word:str, features, times:float=2.0, # multiple of each feature's own maximum
-            budget:int=4096)->tuple[np.ndarray, list]: # [m] gain of the word's log-probability in nats; [m] the token that the model now says first
+def boosted(
+    lm: LanguageModel,
+    sae: SAE,
+    store: FeatureStore,
+    prompt: str,
+    word: str,
+    features,
+    times: float = 2.0,  # multiple of each feature's own maximum
+    budget: int = 4096,
+) -> tuple[
+    np.ndarray, list
+]:  # [m] gain of the word's log-probability in nats; [m] the token that the model now says first
     "Set each feature in turn to a multiple of its maximum at every token, and look at the output."
-    ids, start = _with_answer(lm, prompt, word); ids, site = ids.to(lm.device), site_of(lm, sae)
-    codes = text_codes(lm, sae, ids[0].cpu()); clean = float(_log_probability(lm, ids, start, {})[0])
+    ids, start = _with_answer(lm, prompt, word)
+    ids, site = ids.to(lm.device), site_of(lm, sae)
+    codes = text_codes(lm, sae, ids[0].cpu())
+    clean = float(_log_probability(lm, ids, start, {})[0])
     gain, says, features = np.zeros(len(features)), [], np.asarray(features, np.int64)
     for part in np.array_split(features, max(1, math.ceil(len(features) * ids.shape[1] / budget))):
         z = torch.from_numpy(times * store.max[part]).float()[:, None].repeat(1, ids.shape[1])
-        for i, f in enumerate(part): on = codes.indices == int(f); z[i, codes.rows()[on]] -= codes.values[on]
-        change = z[..., None].to(sae.W_dec) * (sae.W_dec[torch.from_numpy(part)] / sae.scale)[:, None]
-        with lm.edited({site: lambda x: x + change.to(x)}): logits = lm.model(input_ids=ids.expand(len(part), -1), use_cache=False).logits[:, start - 1:-1].float()
-        p = logits.log_softmax(-1).gather(2, ids[:, start:].expand(len(part), -1)[..., None])[..., 0].sum(1)
-        at = len(says); gain[at:at + len(part)] = p.cpu().double().numpy() - clean
+        for i, f in enumerate(part):
+            on = codes.indices == int(f)
+            z[i, codes.rows()[on]] -= codes.values[on]
+        change = (
+            z[..., None].to(sae.W_dec) * (sae.W_dec[torch.from_numpy(part)] / sae.scale)[:, None]
+        )
+        with lm.edited({site: lambda x: x + change.to(x)}):
+            logits = (
+                lm.model(input_ids=ids.expand(len(part), -1), use_cache=False)
+                .logits[:, start - 1 : -1]
+                .float()
+            )
+        p = (
+            logits.log_softmax(-1)
+            .gather(2, ids[:, start:].expand(len(part), -1)[..., None])[..., 0]
+            .sum(1)
+        )
+        at = len(says)
+        gain[at : at + len(part)] = p.cpu().double().numpy() - clean
         says += [lm.tokenizer.decode([t]) for t in logits[:, 0].argmax(-1).tolist()]
     return gain, says
 
 # %% ../../nbs/part3_reading/36_search.ipynb #d07609ce
-def candidates(lm:LanguageModel, sae:SAE, store:FeatureStore, prompt:str, word:str, m:int=64, times:float=2.0)->np.ndarray: # features
+def candidates(
+    lm: LanguageModel,
+    sae: SAE,
+    store: FeatureStore,
+    prompt: str,
+    word: str,
+    m: int = 64,
+    times: float = 2.0,
+) -> np.ndarray:  # features
     "Features worth boosting: half of them by the logit lens of the word's first token, half by gradient × boost."
-    gradient, first = _gradient(lm, sae, prompt, word)[0].sum(0), int(lm.encode([word], specials=False)[0].ids[0])
+    gradient, first = _gradient(lm, sae, prompt, word)[0].sum(0), int(
+        lm.encode([word], specials=False)[0].ids[0]
+    )
     alive, kept = store.alive, []
     slope = ((sae.W_dec.detach() @ gradient) / sae.scale).cpu().numpy() * times * store.max
-    lens = np.concatenate([vocabulary_scores(lm, w)[:, first].cpu().numpy() for w in sae.W_dec.detach().split(1024)])
+    lens = np.concatenate(
+        [vocabulary_scores(lm, w)[:, first].cpu().numpy() for w in sae.W_dec.detach().split(1024)]
+    )
     order = [alive[np.argsort(-s[alive], kind="stable")][:m] for s in (lens, slope)]
     for f in itertools.chain(*zip(*map(np.ndarray.tolist, order))):
-        if f not in kept: kept.append(f)
+        if f not in kept:
+            kept.append(f)
     return np.array(kept[:m])
 
-def by_influence(store:FeatureStore, lm:LanguageModel, sae:SAE, prompt:str, word:str, # with its space
-                 times:float=2.0, m:int=64)->Evidence:
+
+def by_influence(
+    store: FeatureStore,
+    lm: LanguageModel,
+    sae: SAE,
+    prompt: str,
+    word: str,  # with its space
+    times: float = 2.0,
+    m: int = 64,
+) -> Evidence:
     "Features that make the model say a word when boosted."
     of = candidates(lm, sae, store, prompt, word, m, times)
     gain, says = boosted(lm, sae, store, prompt, word, of, times)
-    score = np.full(store.n_features, -np.inf); score[of] = gain; said = dict(zip(of.tolist(), says))
-    return Evidence("influence", score, lambda f: f"at {times:g} × its maximum, {prompt!r} + {word!r} gains {score[f]:.1f} nats; the model then says {said[f]!r}")
+    score = np.full(store.n_features, -np.inf)
+    score[of] = gain
+    said = dict(zip(of.tolist(), says))
+    return Evidence(
+        "influence",
+        score,
+        lambda f: (
+            f"at {times:g} × its maximum, {prompt!r} + {word!r} gains {score[f]:.1f} nats; the"
+            f" model then says {said[f]!r}"
+        ),
+    )
 
 # %% ../../nbs/part3_reading/36_search.ipynb #62f45267
 class Match(NamedTuple):
     "One feature found, and why."
+
     feature: int
-    score: float # of the only kind, or the sum of 1/(60 + rank) over several
-    ranks: dict # kind → place among all features
+    score: float  # of the only kind, or the sum of 1/(60 + rank) over several
+    ranks: dict  # kind → place among all features
     why: str
-    examples: list # tokens of its strongest activations, most frequent first
+    examples: list  # tokens of its strongest activations, most frequent first
+
 
 class Matches(list):
     "Features found, best first."
-    def __repr__(self): return "\n".join(f"{m.feature:6d}  {m.score:8.4g}  {' '.join(map(repr, m.examples))}  {m.why}" for m in self) or "nothing found"
+
+    def __repr__(self):
+        return (
+            "\n".join(
+                f"{m.feature:6d}  {m.score:8.4g}  {' '.join(map(repr, m.examples))}  {m.why}"
+                for m in self
+            )
+            or "nothing found"
+        )
+
     def _repr_html_(self):
         e = html.escape
-        rows = "".join(f"<tr><td>{m.feature}<td>{m.score:.4g}<td style='text-align:left'>{' · '.join(f'<code>{e(t)}</code>' for t in m.examples)}<td style='text-align:left'>{e(m.why)}" for m in self)
-        return f"<table><tr><th>feature<th>score<th>strongest at<th>why{rows}</table>" if self else "<p>nothing found</p>"
+        rows = "".join(
+            f"<tr><td>{m.feature}<td>{m.score:.4g}<td"
+            f" style='text-align:left'>{' · '.join(f'<code>{e(t)}</code>' for t in m.examples)}<td"
+            f" style='text-align:left'>{e(m.why)}"
+            for m in self
+        )
+        return (
+            f"<table><tr><th>feature<th>score<th>strongest at<th>why{rows}</table>"
+            if self
+            else "<p>nothing found</p>"
+        )
 
-def strongest_tokens(store:FeatureStore, feature:int, n:int=3)->list[str]:
+
+def strongest_tokens(store: FeatureStore, feature: int, n: int = 3) -> list[str]:
     "The commonest tokens among a feature's twenty strongest activations."
     tokens = [h.passage.token.strip() or h.passage.token for h in store.top(feature, 20, words=1)]
-    return sorted(dict.fromkeys(tokens), key=lambda t: -tokens.count(t))[:n] # of equals, the one found first
+    return sorted(dict.fromkeys(tokens), key=lambda t: -tokens.count(t))[
+        :n
+    ]  # of equals, the one found first
 
 # %% ../../nbs/part3_reading/36_search.ipynb #1b26cde5
-def combine(store:FeatureStore, evidence:list, n:int=10, examples:bool=True)->Matches:
+def combine(store: FeatureStore, evidence: list, n: int = 10, examples: bool = True) -> Matches:
     "Features that no kind rules out, best first; dead ones are left out, since nothing can be shown of them."
-    if not evidence: raise WorkbookError("nothing to search for: give prompts, topic, words, near, output or becomes")
-    scores = np.stack([e.score for e in evidence]); ok = np.isfinite(scores).all(0) & (store.counts > 0)
+    if not evidence:
+        raise WorkbookError(
+            "nothing to search for: give prompts, topic, words, near, output or becomes"
+        )
+    scores = np.stack([e.score for e in evidence])
+    ok = np.isfinite(scores).all(0) & (store.counts > 0)
     ranks = np.stack([_ranks(np.where(ok, s, -np.inf)) for s in scores])
     total = scores[0] if len(evidence) == 1 else (1 / (60 + ranks)).sum(0)
-    best = np.argsort(-np.where(ok, total, -np.inf), kind="stable")[:min(n, int(ok.sum()))]
+    best = np.argsort(-np.where(ok, total, -np.inf), kind="stable")[: min(n, int(ok.sum()))]
     names = [e.kind for e in evidence]
-    return Matches(Match(int(f), float(total[f]), dict(zip(names, ranks[:, f].tolist())), "; ".join((f"{e.kind} (rank {ranks[k, f]}): " if len(evidence) > 1 else "") + e.why(int(f)) for k, e in enumerate(evidence)), strongest_tokens(store, int(f)) if examples else []) for f in best)
+    return Matches(
+        Match(
+            int(f),
+            float(total[f]),
+            dict(zip(names, ranks[:, f].tolist())),
+            "; ".join(
+                (f"{e.kind} (rank {ranks[k, f]}): " if len(evidence) > 1 else "") + e.why(int(f))
+                for k, e in enumerate(evidence)
+            ),
+            strongest_tokens(store, int(f)) if examples else [],
+        )
+        for f in best
+    )
 
-def _ranks(score): # from 1, best first
-    out = np.empty(len(score), np.int64); out[np.argsort(-score, kind="stable")] = np.arange(1, len(score) + 1)
+
+def _ranks(score):  # from 1, best first
+    out = np.empty(len(score), np.int64)
+    out[np.argsort(-score, kind="stable")] = np.arange(1, len(score) + 1)
     return out
 
 # %% ../../nbs/part3_reading/36_search.ipynb #04e655c3
-def search(store:FeatureStore, lm:LanguageModel, sae:SAE,
-           prompts=(), # one text or several: active in all of them, or in a `share`
-           without=(), # texts in which it is not active; needs prompts or a topic
-           topic:str|None=None, # the beginning of a text; the model writes prompts from it
-           words=(), # one or several words to which it is specific
-           near=None, # a feature, a text, or a direction [d]
-           output:tuple|None=None, # (prompt, continuation) or (prompt, continuation, rival): what it contributes to
-           becomes:tuple|None=None, # (prompt, word): what boosting it makes the model say
-           n:int=10, share:float=1.0, strict:bool=False, times:float=2.0, least:int=5, seed:int=0)->Matches:
+def search(
+    store: FeatureStore,
+    lm: LanguageModel,
+    sae: SAE,
+    prompts=(),  # one text or several: active in all of them, or in a `share`
+    without=(),  # texts in which it is not active; needs prompts or a topic
+    topic: str | None = None,  # the beginning of a text; the model writes prompts from it
+    words=(),  # one or several words to which it is specific
+    near=None,  # a feature, a text, or a direction [d]
+    output: (
+        tuple | None
+    ) = None,  # (prompt, continuation) or (prompt, continuation, rival): what it contributes to
+    becomes: tuple | None = None,  # (prompt, word): what boosting it makes the model say
+    n: int = 10,
+    share: float = 1.0,
+    strict: bool = False,
+    times: float = 2.0,
+    least: int = 5,
+    seed: int = 0,
+) -> Matches:
     "Find features by any combination of questions; raises `WorkbookError` for a store of another dictionary, and for what cannot be asked."
     store._check(sae, None)
     some = lambda v: [v] if isinstance(v, str) else list(v)
-    prompts, without, words, evidence = some(prompts), [excite(lm, sae, t) for t in some(without)], some(words), []
-    if without and not prompts and not topic: raise WorkbookError("negative prompts need something to take away from: give prompts or a topic too")
-    weight = "surprisal" if len(prompts) > 1 or topic else "excess" # of one prompt alone, the rarest feature is too often about one word
-    if prompts: evidence.append(by_prompts(store, [excite(lm, sae, t) for t in prompts], without, share, strict, weight))
-    if topic: evidence.append(by_prompts(store, [excite(lm, sae, t) for t in write_prompts(lm, topic, seed=seed)], without, min(share, 0.5), strict)._replace(kind="topic"))
-    if words: evidence.append(by_words(store, lm, words, least))
-    if near is not None: evidence.append(by_direction(store, sae, near, lm))
-    if output: evidence.append(by_output(store, lm, sae, *output))
-    if becomes: evidence.append(by_influence(store, lm, sae, *becomes, times=times))
+    prompts, without, words, evidence = (
+        some(prompts),
+        [excite(lm, sae, t) for t in some(without)],
+        some(words),
+        [],
+    )
+    if without and not prompts and not topic:
+        raise WorkbookError(
+            "negative prompts need something to take away from: give prompts or a topic too"
+        )
+    weight = (
+        "surprisal" if len(prompts) > 1 or topic else "excess"
+    )  # of one prompt alone, the rarest feature is too often about one word
+    if prompts:
+        evidence.append(
+            by_prompts(store, [excite(lm, sae, t) for t in prompts], without, share, strict, weight)
+        )
+    if topic:
+        evidence.append(
+            by_prompts(
+                store,
+                [excite(lm, sae, t) for t in write_prompts(lm, topic, seed=seed)],
+                without,
+                min(share, 0.5),
+                strict,
+            )._replace(kind="topic")
+        )
+    if words:
+        evidence.append(by_words(store, lm, words, least))
+    if near is not None:
+        evidence.append(by_direction(store, sae, near, lm))
+    if output:
+        evidence.append(by_output(store, lm, sae, *output))
+    if becomes:
+        evidence.append(by_influence(store, lm, sae, *becomes, times=times))
     return combine(store, evidence, n)
