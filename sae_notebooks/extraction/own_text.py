@@ -64,7 +64,8 @@ def write_batch(
     length: int,  # longest text in tokens, its beginning included
     seed: int,
 ) -> torch.Tensor:  # int64 [size, length or less]; padded behind a text's end
-    "Continue each row by sampling until its end token or `length`; raises `WorkbookError` for an encoder."
+    """Continue each row by sampling until its end token or `length`; raises `WorkbookError` for
+    an encoder."""
     lm.need_output("write a text")
     generator = torch.Generator().manual_seed(seed)
     ends = torch.tensor([lm.tokenizer.eos_token_id or -1], device=lm.device)
