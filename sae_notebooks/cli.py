@@ -7,7 +7,7 @@ __all__ = ['COMMANDS', 'command', 'build_parser', 'main', 'print_table', 'write_
            'features', 'report', 'corpus', 'train_model', 'train_shipped', 'execute', 'readme', 'test']
 
 # %% ../nbs/01_cli.ipynb #bdef7265
-import argparse, dataclasses, json, os, sys, time
+import argparse, dataclasses, errno, json, os, sys, time
 from pathlib import Path
 
 from .core import WorkbookError, atomic_write
@@ -45,30 +45,43 @@ def build_parser() -> argparse.ArgumentParser:
     )
     for name, (f, arguments) in COMMANDS.items():
         line = f.__doc__.splitlines()[0]
-        arguments(
-            commands.add_parser(
-                name,
-                help=line,
-                description=line,
-                formatter_class=shown,
-                epilog=(
-                    _preset_list()
-                    if arguments is _run_arguments and {name, "--help"} <= set(sys.argv)
-                    else None
-                ),
-            )
+        presets = arguments is _run_arguments and {name, "--help"} <= set(sys.argv)
+        p = commands.add_parser(
+            name,
+            help=line,
+            description=line,
+            formatter_class=shown,
+            epilog=_preset_list() if presets else None,
         )
+        arguments(p)
+        p.add_argument("--debug", action="store_true", help="show where an error comes from")
     return parser
 
 
 def main(argv: list[str] | None = None) -> int:  # the exit status
-    "Entry point: wrong input ends with one line on stderr and status 2."
+    "Entry point: an error ends with one line on stderr and status 2; `--debug` shows all of it."
     args = build_parser().parse_args(argv)
     try:
         return int(COMMANDS[args.command][0](args) or 0)
-    except WorkbookError as e:
-        print(f"sae_workbook {args.command}: {e}", file=sys.stderr)
-        return 2
+    except (Exception, KeyboardInterrupt) as e:
+        if args.debug:
+            raise
+        print(f"sae_workbook {args.command}: {_in_words(e)}", file=sys.stderr)
+        return 130 if isinstance(e, KeyboardInterrupt) else 2
+
+
+def _in_words(e: BaseException) -> str:
+    "One line for any error: ours as they are, the system's by name, others with the way to more."
+    if isinstance(e, WorkbookError):
+        return str(e)
+    if isinstance(e, KeyboardInterrupt):
+        return "interrupted; the same command goes on from here"
+    if isinstance(e, OSError) and e.strerror:
+        place = f"{e.filename}: " if e.filename else ""
+        full = "; free some space, and the same command goes on" if e.errno == errno.ENOSPC else ""
+        return f"{place}{e.strerror}{full}"
+    first = (str(e).strip().splitlines() or ["no message"])[0]
+    return f"{type(e).__name__}: {first} (with --debug: where)"
 
 # %% ../nbs/01_cli.ipynb #72688cf7
 def print_table(rows: dict, title: str = ""):
@@ -110,7 +123,7 @@ def _run_arguments(p):
     add(
         "preset",
         str,
-        "model: workbook, workbook-b, minilm, llama-3.2-3b, a local folder or a hub id",
+        "model: workbook, workbook-b, gemma, minilm, llama-3.2-3b, a local folder or a hub id",
         "workbook",
     )
     add(
@@ -149,6 +162,10 @@ def _run_arguments(p):
     p.add_argument(
         "--device", default=None, help="cpu, cuda, cuda:1 (default: a GPU if there is one)"
     )
+    add(
+        "site", str, "where to read: kind.layer, such as resid_post.3 (the middle if not given)", ""
+    )
+    p.add_argument("--layer", type=int, default=None, help="the same as --site resid_post.LAYER")
     add("seed", int, "order of the documents, weights at the start, sample of the report", 0)
     add("text-field", str, "field or column of the text, for files and datasets", "text")
     p.add_argument(
@@ -180,6 +197,9 @@ def _preset_list() -> str:
 def _run_of(args):
     from sae_notebooks.pipeline import Run, RunConfig
 
+    if args.layer is not None and args.site:
+        raise WorkbookError(f"--site {args.site} and --layer {args.layer}: give one of them")
+    args.site = args.site or (None if args.layer is None else f"resid_post.{args.layer}")
     named = {f.name: getattr(args, f.name) for f in dataclasses.fields(RunConfig)}
     return Run(RunConfig(**named), args.out)
 
