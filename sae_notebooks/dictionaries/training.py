@@ -32,7 +32,7 @@ from sae_notebooks.dictionaries.sparse import (
     transpose,
     weighted_rows,
 )
-from ..extraction.normalisation import _is_store, scale_and_mean
+from ..extraction.normalisation import SPREADS, _is_store, normalisation_of
 
 # %% ../../nbs/part2_dictionaries/21_training.ipynb #4793f998
 from fastcore.basics import patch
@@ -74,6 +74,8 @@ class TrainConfig:
         1.0,
     )  # shares of the features that reconstruct on their own (matryoshka)
     centre: bool = True  # subtract the mean of the training rows
+    leave_out: float | None = None  # rows longer than this multiple of the median norm
+    spread: str = "none"  # dimensions brought to one width: "none", "wide", "all" (chapter 13)
     precision: str = "float32"  # "bfloat16": the encoder's product only screens, in bfloat16
     ema: float | None = None  # decay of an average of the weights, which is then the result
     seed: int = 0
@@ -106,6 +108,10 @@ def check(self: TrainConfig):
         )
     if self.batch < 1 or self.epochs <= 0:
         raise WorkbookError(f"batch={self.batch}, epochs={self.epochs}: both must be above 0")
+    if self.spread not in SPREADS:
+        raise WorkbookError(f"spread={self.spread!r}: use one of {', '.join(SPREADS)}")
+    if self.leave_out is not None and not self.leave_out > 1:
+        raise WorkbookError(f"leave_out={self.leave_out}: a multiple of the median norm, above 1")
     if self.precision not in ("float32", "bfloat16"):
         raise WorkbookError(f"precision={self.precision!r}: use float32 or bfloat16")
     return self
@@ -260,11 +266,21 @@ class Trainer:
     "A dictionary in training: weights, Adam's moments, and how long each feature has been silent."
 
     def __init__(
-        self, config: TrainConfig, d: int, steps: int, scale: float = 1.0, mean=None, device=None
+        self,
+        config: TrainConfig,
+        d: int,
+        steps: int,
+        scale: float = 1.0,  # of the normalisation, with the next three (chapter 13)
+        mean=None,
+        spread=None,
+        limit: float | None = None,
+        device=None,
     ):
         self.config, self.steps, self.device = config.check(), steps, torch.device(device or "cpu")
+        self.spread = None if spread is None else spread.to(self.device, torch.float32)
+        self.left_out = 0  # rows longer than the limit so far
         self.sae = (
-            SAE(d, config.n_features, config.variant, config.k, scale, mean)
+            SAE(d, config.n_features, config.variant, config.k, scale, mean, limit=limit)
             .initialise(config.seed)
             .to(self.device)
         )
@@ -731,6 +747,17 @@ def _part(
 
 
 @patch
+def _kept_rows(self: Trainer, x, weight):
+    "Without the rows that are too long, which are counted."
+    if self.sae.limit is None or (keep := self.sae.keeps(x)).all():
+        return x, weight
+    self.left_out += int((~keep).sum())
+    if not keep.any():
+        raise FloatingPointError(f"no row of this batch is within the norm {self.sae.limit:.3g}")
+    return x[keep], None if weight is None else weight.to(self.device)[keep]
+
+
+@patch
 def train_step(
     self: Trainer,
     x: torch.Tensor,  # [n, d] activations of the model
@@ -738,9 +765,10 @@ def train_step(
 ) -> dict:  # loss, explained variance, l0, dead
     "One step; raises `FloatingPointError` when the loss or the gradient is not finite."
     c = self.config
-    x = torch.sub(
-        x.to(self.device, torch.float32), self.sae.mean, out=self._kept("x", x.shape)
-    ).mul_(self.sae.scale)
+    x, weight = self._kept_rows(x.to(self.device, torch.float32), weight)
+    x = torch.sub(x, self.sae.mean, out=self._kept("x", x.shape)).mul_(self.sae.scale)
+    if self.spread is not None:
+        x.div_(self.spread)
     w = (
         torch.full((len(x),), 1 / len(x), device=self.device)
         if weight is None
@@ -839,19 +867,31 @@ def _resample(self: Trainer, x):
 
 @patch
 def finished_decode(self: Trainer, x):  # [n, d] normalised in and out, with the weights as they are
-    s = self.finished()
-    s.scale, s.mean = 1.0, torch.zeros_like(s.mean)
+    s = self._as_trained()
+    s.scale, s.mean, s.limit = 1.0, torch.zeros_like(s.mean), None
     return s.to(x.device)(x)
 
 # %% ../../nbs/part2_dictionaries/21_training.ipynb #d33ea032
 @patch
 @torch.no_grad()
 def finished(self: Trainer, meta: dict | None = None) -> SAE:
-    "The dictionary as it stands: thresholds set, decoder rows of length one."
-    c, q = self.config, self.average or self.params
-    sae = SAE(
-        self.sae.d, c.n_features, c.variant, c.k, self.sae.scale, self.sae.mean.cpu(), meta
-    ).to(self.device)
+    """The dictionary as it stands: thresholds set, decoder rows of length one in the units of the
+    training; widths of dimensions are folded into its weights."""
+    sae = self._as_trained(meta)
+    if self.spread is not None:
+        spread = self.spread.cpu()
+        sae.W_enc.div_(spread)
+        sae.W_dec.mul_(spread)
+        sae.b_dec.mul_(spread)
+    return sae
+
+
+@patch
+@torch.no_grad()
+def _as_trained(self: Trainer, meta=None) -> SAE:
+    c, q, s = self.config, self.average or self.params, self.sae
+    sae = SAE(s.d, c.n_features, c.variant, c.k, s.scale, s.mean.cpu(), meta, s.limit)
+    sae = sae.to(self.device)
     for n in ("W_enc", "b_enc", "W_dec", "b_dec"):
         getattr(sae, n).copy_(q[n])
     if c.variant == "jumprelu":
@@ -924,6 +964,7 @@ def state(self: Trainer) -> dict:  # name → tensor
         silent=self.silent,
         cut=self.cut,
         step=torch.tensor(self.step),
+        left_out=torch.tensor(self.left_out),
         density=torch.tensor(density, dtype=torch.float64),
     )
 
@@ -933,13 +974,14 @@ def state(self: Trainer) -> dict:  # name → tensor
 def restore(self: Trainer, state: dict):
     "Go back to a state."
     for n, t in self.state().items():
-        if n not in ("step", "density", "cut", "silent"):
+        if n not in ("step", "density", "cut", "silent", "left_out"):
             t.copy_(state[n])
     self.silent, self.cut, self.step = (
         state["silent"].to(self.device),
         state["cut"].to(self.device),
         int(state["step"]),
     )
+    self.left_out = int(state["left_out"])
     if float(state["density"]) >= 0:
         self.density = float(state["density"])
 
@@ -1073,6 +1115,7 @@ def train(
                     "lr": t.config.lr or default_lr(t.config),
                     "steps": t.step,
                     "rows": t.step * t.config.batch,
+                    "left_out": t.left_out,  # of these
                 },
             }
         )
@@ -1095,9 +1138,10 @@ def _prepare(source, configs, device):
             f"{rows_of(source):,} rows × {c.epochs} epochs are less than one batch of {c.batch:,}:"
             " lower batch, or extract more"
         )
-    scales = {x.centre: scale_and_mean(source, x.centre) for x in configs}
+    kinds = [(x.centre, x.leave_out, x.spread) for x in configs]
+    seen = {k: normalisation_of(source, *k) for k in set(kinds)}
     return [
-        Trainer(x, len(scales[x.centre][1]), steps, *scales[x.centre], device) for x in configs
+        Trainer(x, len(seen[k].mean), steps, *seen[k], device) for x, k in zip(configs, kinds)
     ], steps
 
 
