@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BITS', 'TINY', 'PARTS', 'to_bits', 'from_bits', 'sae_fingerprint', 'Entry', 'entries', 'take_rows', 'feature_type',
            'token_type', 'transpose_files', 'write_store', 'build_store', 'FeatureStore', 'Activations', 'Stored',
-           'Hit', 'Hits', 'extreme', 'workbook_store', 'minilm_store']
+           'Hit', 'Hits', 'extreme', 'workbook_store', 'minilm_store', 'gemma_store']
 
 # %% ../../nbs/part3_reading/30_features.ipynb #04ab3022
 import hashlib, json, math, os, platform, shutil, zlib
@@ -92,11 +92,17 @@ def from_bits(bits: np.ndarray, dtype: str = "float16") -> np.ndarray:  # float3
 
 # %% ../../nbs/part3_reading/30_features.ipynb #65636265
 def sae_fingerprint(sae: SAE) -> str:  # 16 hexadecimal digits
-    "Tells dictionaries with other weights apart (every tensor up to 2¹⁶ elements whole, larger ones by a sample over all of it)."
-    digest = hashlib.sha256(
-        f"{sae.variant} {sae.k} {sae.n_features} {sae.d} {float(sae.scale):.6g}".encode()
-    )
+    """Tells dictionaries apart that encode differently (every tensor up to 2¹⁶ elements whole,
+    larger ones by a sample over all of it)."""
+    about = f"{sae.variant} {sae.k} {sae.n_features} {sae.d} {float(sae.scale):.6g}"
+    if sae.limit is not None:
+        about += f" {sae.limit:.6g}"
+    if getattr(sae, "token_norm", None):
+        about += f" {sae.token_norm}"
+    digest = hashlib.sha256(about.encode())
     for name, t in sorted(sae.state_dict().items()):
+        if name == "peak":
+            continue  # what was measured with it changes no code
         some = t.detach().flatten()[:: max(1, t.numel() >> 16)].float().cpu()
         digest.update(f"{name}{tuple(t.shape)}".encode() + some.numpy().tobytes())
     return digest.hexdigest()[:16]
@@ -1171,6 +1177,16 @@ def minilm_store(
     "A store of MiniLM's middle layer, made on the first call (which may train the dictionary first) and kept in the cache."
     lm = lm or load_model("minilm")
     return _kept_store("minilm", minilm_sae(features, lm=lm), "minilm", lm, tokens)
+
+# %% ../../nbs/part3_reading/30_features.ipynb #1ce61e0e
+def gemma_store(
+    name: str = "gemma-M",  # a shipped dictionary of Gemma, or the folder of another
+    tokens: int = 60_000,  # of held-out documentation and concept texts
+    lm: LanguageModel | None = None,  # Gemma, if it is loaded already
+) -> FeatureStore:
+    """A store of a dictionary for Gemma 3 270M, made on the first call (one to two minutes) and
+    kept in the cache."""
+    return _kept_store(Path(name).name, load_sae(name), "gemma", lm, tokens)
 
 # %% ../../nbs/part3_reading/30_features.ipynb #123675da
 @patch
