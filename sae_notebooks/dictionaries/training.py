@@ -758,6 +758,20 @@ def _kept_rows(self: Trainer, x, weight):
 
 
 @patch
+@torch.no_grad()
+def _meet_k(self: Trainer, x, w):
+    "All thresholds go three tenths of the way to where k features of a token are active."
+    theta = self.params["log_threshold"].exp()
+    codes = self._above(x - self.params["b_dec"], theta / 2)
+    times, order = (codes.values / theta[codes.indices.long()]).sort(descending=True)
+    active = w[codes.rows()[order]].cumsum(0)  # features a token, if the threshold were here
+    at = int((active < self.config.k).sum())
+    change = 0.3 * math.log(float(times[at]) if at < len(times) else 0.5)
+    for weights in (self.params, self.average) if self.average else (self.params,):
+        weights["log_threshold"] += change
+
+
+@patch
 def train_step(
     self: Trainer,
     x: torch.Tensor,  # [n, d] activations of the model
@@ -778,7 +792,8 @@ def train_step(
         self._sparse_start(x)
     for p in self.params.values():
         p.grad = None
-    total, squares, entries, fired = 0.0, 0.0, 0, torch.zeros_like(self.silent, dtype=torch.bool)
+    total, squares, entries = 0.0, 0.0, 0
+    fired = torch.zeros_like(self.silent, dtype=torch.bool)
     rows = (
         len(x)
         if c.variant in UNIT
@@ -793,6 +808,8 @@ def train_step(
     self.density = entries / len(x) / c.n_features
     self.silent = torch.where(fired, 0, self.silent + len(x))
     self._update(total)
+    if c.variant == "jumprelu" and c.k and self.step > 0.9 * self.steps:
+        self._meet_k(x, w)
     if self.step in {round(s * self.steps) for s in c.resample}:
         self._resample(x)
     spread = float(w @ torch.linalg.vector_norm(x, dim=1).square()) - float((w @ x).square().sum())
