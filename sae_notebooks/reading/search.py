@@ -34,7 +34,8 @@ class Excited(NamedTuple):
 
 
 def excite(lm: LanguageModel, sae: SAE, text: str) -> Excited:
-    "A prompt through model and dictionary; raises `WorkbookError` for an empty one, or one longer than the context."
+    """A prompt through model and dictionary; raises `WorkbookError` for an empty one, or one
+    longer than the context."""
     if not isinstance(text, str) or not text.strip():
         raise WorkbookError(
             f"prompt {text!r} is empty: write some words, for example \"She moved to Camden.\""
@@ -59,7 +60,8 @@ def excite(lm: LanguageModel, sae: SAE, text: str) -> Excited:
 def surprisal(
     store: FeatureStore, features, values, n: int  # [m] each  # tokens of the text
 ) -> np.ndarray:  # float64 [m] decades
-    "−log₁₀ of the chance that a feature reaches a value somewhere in n tokens like the store's; one token more than seen is counted, so that it stays finite."
+    """−log₁₀ of the chance that a feature reaches a value somewhere in n tokens like the
+    store's; one token more than seen is counted, so that it stays finite."""
     bits = to_bits(torch.from_numpy(np.asarray(values, np.float32)), store.dtype)
     above = np.array(
         [
@@ -109,8 +111,8 @@ def by_prompts(
     excited: list,  # of `Excited`: active in these
     without: list = (),  # of `Excited`: not active in these
     share: float = 1.0,  # of the prompts in which it must be active; 1: all
-    strict: bool = False,  # True: rule out what is active in a negative prompt; False: take its surprisal off
-    weight: str = "surprisal",  # "excess": mean activation above the store's mean; "activation", "maximum" (share of the feature's own): for comparison
+    strict: bool = False,  # rule out what a negative prompt excites; False: take it off
+    weight: str = "surprisal",  # or "excess", "activation", "maximum" (for comparison)
 ) -> Evidence:
     "Features by what prompts excite and others do not."
     if not 0 < share <= 1:
@@ -152,7 +154,8 @@ def write_prompts(
     temperature: float = 0.8,
     seed: int = 0,
 ) -> list[str]:
-    "Texts that the model writes from a beginning; raises `WorkbookError` for an encoder, or an empty or too long beginning."
+    """Texts that the model writes from a beginning; raises `WorkbookError` for an encoder, or
+    an empty or too long beginning."""
     lm.need_output("write prompts for a topic", "Give prompts instead.")
     if not topic.strip():
         raise WorkbookError(
@@ -182,7 +185,8 @@ def write_prompts(
 def occurrences(
     store: FeatureStore, lm: LanguageModel, word: str
 ) -> list[np.ndarray]:  # arrays [m, length] of rows
-    "Where a word (with or without a space in front) stands in the store, as rows of tokens; raises `WorkbookError` for one that does not occur."
+    """Where a word (with or without a space in front) stands in the store, as rows of tokens;
+    raises `WorkbookError` for one that does not occur."""
     if not word.strip():
         raise WorkbookError(f"word {word!r} is empty")
     kinds = {
@@ -255,7 +259,8 @@ def by_words(
 def direction_of(
     store: FeatureStore, sae: SAE, near, lm: LanguageModel | None = None
 ) -> torch.Tensor:  # [d]
-    "The direction of a feature (int), a text (str or `Excited`), or itself ([d]); raises `WorkbookError` for a dead feature or another width."
+    """The direction of a feature (int), a text (str or `Excited`), or itself ([d]); raises
+    `WorkbookError` for a dead feature or another width."""
     if isinstance(near, (int, np.integer)):
         store._span(near, alive=True)
         return sae.W_dec[int(near)].detach()
@@ -330,7 +335,8 @@ def attribution(
     answer: str,  # the continuation, with its space
     against: str | None = None,  # a rival continuation
 ) -> np.ndarray:  # float64 [F] nats
-    "First-order effect of each feature of the prompt on the log-probability of a continuation (less that of a rival)."
+    """First-order effect of each feature of the prompt on the log-probability of a continuation
+    (less that of a rival)."""
     gradient = _gradient(lm, sae, prompt, answer)[0] - (
         _gradient(lm, sae, prompt, against)[0] if against else 0
     )
@@ -351,7 +357,8 @@ def ablated(
     against: str | None = None,
     budget: int = 4096,  # tokens in a batch
 ) -> np.ndarray:  # float64 [m] nats: by how much each feature's ablation lowers it
-    "The same asked slowly: take each feature out of the prompt and run the rest of the model again."
+    """The same asked slowly: take each feature out of the prompt and run the rest of the model
+    again."""
     codes, out = text_codes(lm, sae, lm.encode([prompt])[0].ids), np.zeros(len(features))
     for word, sign in ((answer, 1), (against, -1)) if against else ((answer, 1),):
         ids, start = _with_answer(lm, prompt, word)
@@ -389,7 +396,8 @@ def by_output(
     against: str | None = None,
     check: int = 10,  # features of the highest attribution to ablate really
 ) -> Evidence:
-    "Features by their attribution to an output; those at the top are ablated to see whether it is true."
+    """Features by their attribution to an output; those at the top are ablated to see whether
+    it is true."""
     score = attribution(lm, sae, prompt, answer, against)
     top = np.argsort(-score, kind="stable")[:check]
     real = (
@@ -459,7 +467,8 @@ def candidates(
     m: int = 64,
     times: float = 2.0,
 ) -> np.ndarray:  # features
-    "Features worth boosting: half of them by the logit lens of the word's first token, half by gradient × boost."
+    """Features worth boosting: half of them by the logit lens of the word's first token, half
+    by gradient × boost."""
     gradient, first = _gradient(lm, sae, prompt, word)[0].sum(0), int(
         lm.encode([word], specials=False)[0].ids[0]
     )
@@ -546,7 +555,8 @@ def strongest_tokens(store: FeatureStore, feature: int, n: int = 3) -> list[str]
 
 # %% ../../nbs/part3_reading/36_search.ipynb #1b26cde5
 def combine(store: FeatureStore, evidence: list, n: int = 10, examples: bool = True) -> Matches:
-    "Features that no kind rules out, best first; dead ones are left out, since nothing can be shown of them."
+    """Features that no kind rules out, best first; dead ones are left out, since nothing can be
+    shown of them."""
     if not evidence:
         raise WorkbookError(
             "nothing to search for: give prompts, topic, words, near, output or becomes"
@@ -598,7 +608,8 @@ def search(
     least: int = 5,
     seed: int = 0,
 ) -> Matches:
-    "Find features by any combination of questions; raises `WorkbookError` for a store of another dictionary, and for what cannot be asked."
+    """Find features by any combination of questions; raises `WorkbookError` for a store of
+    another dictionary, and for what cannot be asked."""
     store._check(sae, None)
     some = lambda v: [v] if isinstance(v, str) else list(v)
     prompts, without, words, evidence = (
