@@ -75,7 +75,8 @@ def scrambled(directions: torch.Tensor, seed: int = 0) -> torch.Tensor:
 
 
 def rotated(directions: torch.Tensor, seed: int = 0) -> torch.Tensor:
-    "All directions under one random rotation: their geometry is kept, their place in the model is lost."
+    """All directions under one random rotation: their geometry is kept, their place in the
+    model is lost."""
     g = torch.Generator().manual_seed(seed)
     q, r = torch.linalg.qr(
         torch.randn(directions.shape[1], directions.shape[1], generator=g, dtype=torch.float64)
@@ -168,7 +169,8 @@ def shared_text(
     corpus: Corpus,
     tokens: float = 50_000,
 ) -> SharedText:
-    "Encode the same tokens with several dictionaries, and lay the labels of the corpus beside them."
+    """Encode the same tokens with several dictionaries, and lay the labels of the corpus beside
+    them."""
     site = as_site(next(iter(saes.values())).meta.get("site") or lm.middle)
     parts, found = {k: [] for k in saes}, []
     for slab in slabs(lm, corpus, [site], tokens):
@@ -246,7 +248,8 @@ def best_feature(p: Profile, label: int) -> int:
 def layout(
     directions: torch.Tensor, seed: int = 0, n_neighbors: int = 15  # [n, d]
 ) -> np.ndarray:  # [n, 2]
-    "A plane in which near directions stay near (UMAP with the cosine, McInnes et al. 2018); the same for the same seed."
+    """A plane in which near directions stay near (UMAP with the cosine, McInnes et al. 2018);
+    the same for the same seed."""
     import warnings
     from umap import UMAP
 
@@ -366,7 +369,8 @@ def splits(
 
 # %% ../../nbs/part3_reading/34_geometry.ipynb #2a4a83ea
 def lent(codes: Codes, seed: int = 0) -> Codes:  # by feature
-    "Every feature with the tokens of another one that is about as often active: the next or the one after in the order of counts."
+    """Every feature with the tokens of another one that is about as often active: the next or
+    the one after in the order of counts."""
     count, rng = codes.indptr.diff().numpy(), np.random.default_rng(seed)
     order = np.lexsort((rng.random(len(count)), count))
     other = np.empty(len(order), np.int64)
