@@ -38,7 +38,8 @@ from .features import FeatureStore, to_bits
 
 # %% ../../nbs/part3_reading/35_completeness.ipynb #7ad7f1f7
 def share_above(store: FeatureStore, features, values) -> np.ndarray:  # float64 [m], above 0
-    "On which share of the store's tokens each feature is at least as active as a value; one token more than seen is counted."
+    """On which share of the store's tokens each feature is at least as active as a value; one
+    token more than seen is counted."""
     bits = to_bits(torch.from_numpy(np.ascontiguousarray(values, np.float32)), store.dtype)
     above = [
         (store.values[store.ends[f] : store.ends[f + 1]] >= b).sum()
@@ -57,7 +58,8 @@ def last_token_features(
 ) -> list[
     dict
 ]:  # feature, how many prompts excite it, and its mean score: decades of surprisal, or activation
-    "Features active on the last token of the prompts, the strongest first, among those that the store has seen active; raises `WorkbookError` for an empty or too long prompt."
+    """Features active on the last token of the prompts, the strongest first, among those that
+    the store has seen active; raises `WorkbookError` for an empty or too long prompt."""
     total, hit = np.zeros(store.n_features), np.zeros(store.n_features, np.int64)
     if not prompts:
         raise WorkbookError(
@@ -106,7 +108,8 @@ def explain(
     words: int = 3,
     contexts: int = 1500,
 ) -> str:  # the words
-    "The words that set a feature's strongest contexts apart from random ones; raises `WorkbookError` for a dead feature."
+    """The words that set a feature's strongest contexts apart from random ones; raises
+    `WorkbookError` for a dead feature."""
     found = store.top(feature, hits, distinct=True, words=words)
     k = len(found)
     seen = Counter(w for h in found for w in _words(h.passage))
@@ -137,7 +140,8 @@ def entity_sentences(
     each: int = 20,  # sentences of each entity
     seed: str = "completeness",
 ) -> list[Document]:  # their spans carry "concept:entity"
-    "Sentences that name each entity of a concept equally often, from keys that no training text uses; raises `WorkbookError` for a concept without entities."
+    """Sentences that name each entity of a concept equally often, from keys that no training
+    text uses; raises `WorkbookError` for a concept without entities."""
     if concept not in PLACES:
         raise WorkbookError(
             f"{concept!r} has no list of entities here; use one of {', '.join(PLACES)}"
@@ -171,7 +175,8 @@ def entity_sentences(
 def concept_sentences(
     each: int = 24, seed: str = "atlas"
 ) -> list[Document]:  # with all their labels
-    "As many sentences of every concept of the grammar, on random topics, from keys that no training text uses."
+    """As many sentences of every concept of the grammar, on random topics, from keys that no
+    training text uses."""
     grammar, out = shipped_grammar(), []
     for concept, k in ((c, k) for c in grammar.concepts for k in range(each)):
         draw, w = Draw(f"{seed}:{concept}:{k}"), Writer()
@@ -195,7 +200,7 @@ def mentions_read(
     among=(),  # sentences to look for
 ) -> (
     dict
-):  # "mentions": "concept:entity" → number; "tokens", "documents" read; "found": those of the sentences that occur
+):  # "mentions": "concept:entity" → number; "tokens", "documents"; "found": sentences
     "Count the entities in the text that a dictionary was trained on."
 
     def count(path):
@@ -251,7 +256,8 @@ def best_detectors(
     seed: int = 0,
     labels=None,  # sparse bool [units, concepts] in place of the text's own
 ) -> pd.DataFrame:  # a row for each concept: feature, threshold, f1, precision, recall, auroc
-    "For each label the feature with the best F1 on one half of the documents, judged on the other half at the same threshold."
+    """For each label the feature with the best F1 on one half of the documents, judged on the
+    other half at the same threshold."""
     labels = text.units if labels is None else labels
     half = choosing_half(text.document, seed)
     A, B, choose = (
@@ -300,7 +306,8 @@ def firth(
     start=None,
     steps: int = 200,
 ) -> np.ndarray:  # [m]
-    "Logistic regression with Firth's penalty, by his modified score and step halving; raises `WorkbookError` if it does not settle."
+    """Logistic regression with Firth's penalty, by his modified score and step halving; raises
+    `WorkbookError` if it does not settle."""
     X, y = np.asarray(X, float), np.asarray(y, float)
     beta = np.zeros(X.shape[1]) if start is None else np.array(start, float)
     for _ in range(steps):
@@ -325,12 +332,14 @@ def firth(
 def profile_interval(
     X,
     y,
-    contrast,  # [m]: the interval of the number t for which the coefficients give contrast(t) · β = 0
+    contrast,  # [m]: interval of the number t for which contrast(t) · β = 0
     low: float,
     high: float,
     level: float = 0.95,
 ) -> tuple[float, float]:  # within [low, high]
-    "Profile interval of the t at which contrast(t)·β = 0: every t for which imposing that costs no more penalised likelihood than χ²₁ allows; infinite where it leaves [low, high], nan if none of 41 points in it does."
+    """Profile interval of the t at which contrast(t)·β = 0: every t for which imposing that
+    costs no more penalised likelihood than χ²₁ allows; infinite where it leaves [low, high],
+    nan if none of 41 points in it does."""
     best, allowed = _penalised(firth(X, y), X, y), stats.chi2.ppf(level, 1) / 2
 
     def loss(t):  # maximise under the linear constraint by leaving one dimension out
@@ -350,7 +359,8 @@ def profile_interval(
 
 # %% ../../nbs/part3_reading/35_completeness.ipynb #fbb15472
 def coefficient_interval(X, y, j: int, level: float = 0.95) -> tuple[float, float]:
-    "Profile interval of one coefficient of `firth`: where holding it fixed costs more penalised likelihood than χ²₁ allows."
+    """Profile interval of one coefficient of `firth`: where holding it fixed costs more
+    penalised likelihood than χ²₁ allows."""
     X, y = np.asarray(X, float), np.asarray(y, float)
     best = firth(X, y)
     most, rest = _penalised(best, X, y), np.arange(X.shape[1]) != j
@@ -383,7 +393,8 @@ def atlas(
     least: int = 6,  # positive units that each half must have
     seed: int = 0,
 ) -> pd.DataFrame:  # a row for each concept
-    "Best feature of every concept on held-out text: chosen on one half of the documents, judged on the other, with bootstrap interval and null."
+    """Best feature of every concept on held-out text: chosen on one half of the documents,
+    judged on the other, with bootstrap interval and null."""
     half = choosing_half(text.document, seed)
     A, B = take_rows(got.features, half), take_rows(got.features, ~half)
     best = detection(A, text.units[half], full=False)["auroc"].argmax(0)
