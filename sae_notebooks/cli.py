@@ -155,6 +155,8 @@ def _run_arguments(p):
         "of the encoder's product in training: float32, or bfloat16, which only screens",
         "float32",
     )
+    add("leave-out", float, "rows longer than this multiple of the median norm, not read; 0: none")
+    add("spread", str, "dimensions brought to one width: none, wide or all (chapter 13)")
     add("eval-tokens", int, "held-out tokens for the metrics")
     add("feature-tokens", int, "held-out tokens to read features on")
     add("shown", int, "features in the report", 50)
@@ -386,7 +388,12 @@ def train_model(args):
 
 # %% ../nbs/01_cli.ipynb #909c8999
 def _shipped_arguments(p):
-    p.add_argument("name", nargs="?", default="M", help="S, M or L: 512, 2048 or 17408 features")
+    p.add_argument(
+        "name",
+        nargs="?",
+        default="M",
+        help="S, M or L (512, 2048 or 17408 features); gemma-S, gemma-M or gemma-late",
+    )
     p.add_argument(
         "--out",
         default=None,
@@ -397,10 +404,11 @@ def _shipped_arguments(p):
 
 @command("train-shipped", _shipped_arguments)
 def train_shipped(args):
-    "Train a shipped dictionary of the workbook model again (resumes)."
-    from sae_notebooks.dictionaries import scaling
+    "Train a shipped dictionary of the workbook model or of Gemma again (resumes)."
+    from sae_notebooks.dictionaries import gemma, scaling
 
-    print(f"written: {scaling.train_shipped(args.name, args.out)}")
+    work = gemma.train_gemma if args.name.startswith("gemma") else scaling.train_shipped
+    print(f"written: {work(args.name, args.out)}")
 
 # %% ../nbs/01_cli.ipynb #731fc09f
 @command(
