@@ -28,7 +28,8 @@ def outputs_are_fresh(path: str | Path) -> bool:
 def execute_notebook(
     path: str | Path, timeout: int = 1800  # changed in place  # seconds for any one cell
 ) -> float:  # seconds it took
-    "Run a notebook from top to bottom in a kernel of its own, keep the outputs, clean it, and leave its fingerprint."
+    """Run a notebook from top to bottom in a kernel of its own, keep the outputs, clean it, and
+    leave its fingerprint."""
     import nbformat
     from nbclient import NotebookClient
     from nbdev.clean import clean_nb
@@ -61,7 +62,8 @@ def execute_notebook(
 
 
 def _results_only(cell):
-    "Drop what went to stderr (bars, warnings of libraries) and widgets' bars, and name no folder of this machine: a page shows results."
+    """Drop what went to stderr (bars, warnings of libraries) and widgets' bars, and name no
+    folder of this machine: a page shows results."""
     if cell.cell_type != "code":
         return
     cell.outputs = [

@@ -46,7 +46,8 @@ _split = (
 
 
 def train_tokenizer(texts, vocabulary: int = 4096) -> PreTrainedTokenizerFast:
-    "A byte-level BPE tokenizer: no unknown tokens, exact offsets, a begin token in front of every text."
+    """A byte-level BPE tokenizer: no unknown tokens, exact offsets, a begin token in front of
+    every text."""
     t = Tokenizer(models.BPE())
     t.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -77,7 +78,8 @@ def train_tokenizer(texts, vocabulary: int = 4096) -> PreTrainedTokenizerFast:
 def make_tokenizer(
     folder: str | Path | None = None, megabytes: float = 12
 ) -> PreTrainedTokenizerFast:
-    "The tokenizer in `folder` (by default the workbook model's), or one trained on equal parts of both corpora and saved there."
+    """The tokenizer in `folder` (by default the workbook model's), or one trained on equal
+    parts of both corpora and saved there."""
     folder = Path(folder or data_path() / "workbook_model")
     if (folder / "tokenizer.json").exists():
         return PreTrainedTokenizerFast.from_pretrained(folder)
@@ -287,7 +289,8 @@ def _cached_tokens(path, texts, tokenizer, what) -> Tokens:
 def training_tokens(
     recipe: Recipe, tokenizer, names: tuple = ("docs", "concepts")
 ) -> dict[str, Tokens]:
-    "The training corpora, tokenised once and kept in the cache under a fingerprint of what they were made from."
+    """The training corpora, tokenised once and kept in the cache under a fingerprint of what
+    they were made from."""
     from sae_notebooks.extraction.docs import docs_file
 
     specs = {"docs": "docs", "concepts": f"concepts:{recipe.concept_documents}"}
@@ -312,7 +315,8 @@ def training_tokens(
 
 # %% ../../nbs/appendix/90_workbook_model.ipynb #1e0ddb27
 class Stream:
-    "An endless token stream over a corpus: a new permutation of its documents every epoch, readable at any place."
+    """An endless token stream over a corpus: a new permutation of its documents every epoch,
+    readable at any place."""
 
     def __init__(self, tokens: Tokens, seed: int):
         self.tokens, self.seed = tokens, seed
@@ -564,7 +568,8 @@ def _processor() -> str:
 
 
 def _averaged(run, start) -> dict:  # weights, on the CPU
-    "What the run ends with, averaged with what it began with as its recipe asks (weight averaging: Izmailov et al. 2018, Wortsman et al. 2022)."
+    """What the run ends with, averaged with what it began with as its recipe asks (weight
+    averaging: Izmailov et al. 2018, Wortsman et al. 2022)."""
     weights = {n: w.cpu() for n, w in run.model.state_dict().items()}
     if not run.recipe.average:
         return weights
@@ -583,7 +588,8 @@ def export_model(
     out: Path,
     start: Path | None = None,  # folder of the model that the run went on from
 ) -> Path:  # the folder
-    "Write float16 weights, configuration, tokenizer, log, counts, and the recipe with its cost, all or nothing; what the start had read is added."
+    """Write float16 weights, configuration, tokenizer, log, counts, and the recipe with its
+    cost, all or nothing; what the start had read is added."""
     recipe, earlier = run.recipe, (
         {n: (start / n).read_text() for n in ("log.jsonl", "counts.json", "recipe.json")}
         if start
@@ -647,7 +653,8 @@ def heldout_tokens(
 def train_workbook_model(
     name: str = "workbook_model", out: str | Path | None = None, compiled: bool = True
 ) -> Path:  # the folder written
-    "Train by recipe, from the corpora of this machine to a folder that transformers loads; goes on where it was interrupted."
+    """Train by recipe, from the corpora of this machine to a folder that transformers loads;
+    goes on where it was interrupted."""
     if name not in RECIPES:
         raise WorkbookError(f"no recipe {name!r}; there are {', '.join(RECIPES)}")
     recipe, tokenizer, start = RECIPES[name], make_tokenizer(), None

@@ -186,7 +186,9 @@ def _gated(W_enc, r_mag, b_gate, b_mag):
 
 @torch.no_grad()
 def unit_rows(sae: SAE) -> SAE:
-    "The same dictionary with decoder rows of length one; activations are multiplied by the old lengths. A row of zeros falls silent. Raises `WorkbookError` for a TopK whose rows differ in length: it would select others."
+    """The same dictionary with decoder rows of length one; activations are multiplied by the
+    old lengths. A row of zeros falls silent. Raises `WorkbookError` for a TopK whose rows
+    differ in length: it would select others."""
     n = sae.W_dec.norm(dim=1)
     if sae.variant == "topk" and not torch.allclose(n, n[:1], rtol=1e-4):
         raise WorkbookError(
@@ -290,7 +292,8 @@ HOOKS = {
 
 
 def _site(hook):
-    "'resid_post.3' for 'blocks.3.hook_resid_post'; a hook that is no site of the workbook stays as it is."
+    """'resid_post.3' for 'blocks.3.hook_resid_post'; a hook that is no site of the workbook
+    stays as it is."""
     for kind, pattern in HOOKS.items():
         if isinstance(hook, str) and (
             m := re.fullmatch(re.escape(pattern).replace(r"\{\}", r"(\d+)"), hook)
@@ -365,7 +368,9 @@ def from_saelens(
         float | None
     ) = None,  # factor on the activations, where the folder lost it: √d / their mean norm
 ) -> SAE:  # reconstructs and activates as SAELens' own class does
-    "Read a dictionary that SAELens saved, of any version (of hook_z: activations with the heads side by side); raises `WorkbookError` naming file and value for what it cannot express."
+    """Read a dictionary that SAELens saved, of any version (of hook_z: activations with the
+    heads side by side); raises `WorkbookError` naming file and value for what it cannot
+    express."""
     file = Path(folder) / "sae_weights.safetensors"
     about = Path(folder) / "cfg.json"
     cfg = _saelens_config(about)
@@ -476,7 +481,8 @@ def to_saelens(
     apply_b_dec_to_input: bool = True,  # False folds the subtraction into b_enc, for readers that ignore the flag
     **metadata,  # more for cfg.json: context_size, dataset_path, prepend_bos…
 ) -> Path:
-    "Write a dictionary as a SAELens 6 folder, all of it or nothing; activations become those of unit decoder rows and raw inputs."
+    """Write a dictionary as a SAELens 6 folder, all of it or nothing; activations become those
+    of unit decoder rows and raw inputs."""
     folder, arrays = _writable(Path(folder)), _exportable(sae)
     arch = (
         sae.variant
@@ -513,7 +519,8 @@ def to_saelens(
 def read_density(
     folder: str | Path,
 ) -> torch.Tensor | None:  # [F], or None where the folder has none
-    "Share of tokens on which each feature was active, from the `sparsity.safetensors` (log10) of a SAELens folder."
+    """Share of tokens on which each feature was active, from the `sparsity.safetensors` (log10)
+    of a SAELens folder."""
     file = Path(folder) / "sparsity.safetensors"
     if not file.exists():
         return None
@@ -526,7 +533,8 @@ def read_density(
 def from_sparsify(
     folder: str | Path,  # with cfg.json and sae.safetensors; its name (layers.5) tells the site
 ) -> SAE:
-    "Read a TopK dictionary that sparsify saved; raises `WorkbookError` naming file and value for transcoders and other encoders."
+    """Read a TopK dictionary that sparsify saved; raises `WorkbookError` naming file and value
+    for transcoders and other encoders."""
     folder = Path(folder)
     about, file = folder / "cfg.json", folder / "sae.safetensors"
     cfg = _config(about)
@@ -652,7 +660,8 @@ def from_dictionary_learning(
     path: str | Path,  # a folder with ae.pt and config.json, or the .pt file
     dict_class: str | None = None,  # where config.json is gone
 ) -> SAE:
-    "Read what dictionary_learning's trainers save; the pickle is read for tensors only, and anything else in it is refused unrun."
+    """Read what dictionary_learning's trainers save; the pickle is read for tensors only, and
+    anything else in it is refused unrun."""
     path = Path(path)
     file = path / "ae.pt" if path.is_dir() else path
     state, about = _read(file, _pt), file.with_name("config.json")
@@ -732,7 +741,8 @@ FORMATS = {  # format → files that tell it, reader
 
 
 def recognise(path: str | Path) -> str:
-    "Which of `FORMATS` a folder or file is, by the names of its files; raises `WorkbookError` for none, or more than one."
+    """Which of `FORMATS` a folder or file is, by the names of its files; raises `WorkbookError`
+    for none, or more than one."""
     path = Path(path)
     if not path.exists():
         raise WorkbookError(f"{path} does not exist")

@@ -33,7 +33,8 @@ VARIANTS = ("relu", "topk", "batchtopk", "jumprelu", "gated", "matryoshka")
 
 
 class SAE(nn.Module):
-    "A sparse autoencoder of width d with F features; takes and returns the model's own activations."
+    """A sparse autoencoder of width d with F features; takes and returns the model's own
+    activations."""
 
     def __init__(
         self,
@@ -235,7 +236,8 @@ def decoder_directions(self: SAE) -> torch.Tensor:
 @patch
 @torch.no_grad()
 def fold(self: SAE) -> SAE:
-    "The same dictionary with the normalisation inside its weights: scale 1, mean 0; activations are divided by the scale."
+    """The same dictionary with the normalisation inside its weights: scale 1, mean 0;
+    activations are divided by the scale."""
     out = SAE(
         self.d, self.n_features, self.variant, self.k, meta=dict(self.meta), limit=self.limit
     )

@@ -38,7 +38,8 @@ def training_store(
     split: str = "train",  # "heldout" was never trained on
     folder: str | Path | None = None,  # None: in the cache
 ) -> Store:
-    "Activations of the middle layer for every token, shuffled; an extraction that is finished is only opened."
+    """Activations of the middle layer for every token, shuffled; an extraction that is finished
+    is only opened."""
     other = "" if corpus == CORPUS else f"-{hashlib.sha256(corpus.encode()).hexdigest()[:8]}"
     folder = folder or cache_path(
         "stores", f"{Path(lm.name).name}-{fingerprint(lm)[:8]}-{split}-{tokens}{other}"
@@ -67,7 +68,8 @@ def train_for(
     corpus: str = CORPUS,
     folder: str | Path | None = None,  # for log and checkpoints; None: in the cache
 ) -> SAE:  # with model, site, training and metrics in `meta`
-    "Corpus, activations, dictionary, metrics on held-out documents; goes on where it was interrupted."
+    """Corpus, activations, dictionary, metrics on held-out documents; goes on where it was
+    interrupted."""
     store = training_store(lm, tokens, corpus)
     about = dict(model=lm.name, fingerprint=fingerprint(lm), site=store.site, corpus=corpus)
     folder = folder or cache_path(
@@ -87,7 +89,8 @@ def train_shipped(
     ) = None,  # where to write; None: in the cache, beside nothing that ships
     preset: str = "workbook",
 ) -> Path:
-    "Train one of the shipped dictionaries again, and save it in float16; `folder=\"data/saes/M\"` replaces the shipped one."
+    """Train one of the shipped dictionaries again, and save it in float16;
+    `folder='data/saes/M'` replaces the shipped one."""
     if name not in SHIPPED:
         raise WorkbookError(f"shipped dictionary {name!r}: use one of {', '.join(SHIPPED)}")
     folder = Path(folder or cache_path("saes", name))
@@ -105,7 +108,8 @@ def minilm_sae(
     lm: LanguageModel | None = None,  # MiniLM, if it is loaded already
     seed: int = 0,
 ) -> SAE:  # TopK with 32 active features
-    "A dictionary for MiniLM's middle layer, trained on the first call and kept in the cache; raises `WorkbookError` where MiniLM's package is missing."
+    """A dictionary for MiniLM's middle layer, trained on the first call and kept in the cache;
+    raises `WorkbookError` where MiniLM's package is missing."""
     lm = lm or load_model("minilm")
     folder = cache_path("saes", f"minilm-{fingerprint(lm)[:8]}-{features}-{tokens}-{seed}")
     with FileLock(str(folder) + ".lock"):
@@ -173,7 +177,8 @@ def lr_rule(
     table: pd.DataFrame,  # runs of the stage "learning rate"
     dead: float = 0.1,  # share of dead features that is still allowed
 ) -> tuple[float, float]:  # rate at 1024 features, exponent of the width
-    "A power law through the rate with the least loss of each width, among those that leave few features dead."
+    """A power law through the rate with the least loss of each width, among those that leave
+    few features dead."""
     best = table[table.dead_fraction <= dead].sort_values("loss").groupby("n_features").first()
     if len(best) < 2:
         raise WorkbookError(
@@ -199,7 +204,8 @@ def sweep(
     held_tokens: int = 2**15,  # of text: to train on, to measure on
     folder: str | Path | None = None,  # for checkpoints
 ) -> pd.DataFrame:
-    "Do the runs that the table does not have yet; a pass that was interrupted goes on from its checkpoint."
+    """Do the runs that the table does not have yet; a pass that was interrupted goes on from
+    its checkpoint."""
     path, store = Path(path or results_path()), training_store(lm, rows)
     folder = Path(folder or cache_path("sweep", store.folder.name))
     x = torch.cat(
@@ -347,7 +353,8 @@ def fit_law(
 
 # %% ../../nbs/part2_dictionaries/23_scaling.ipynb #e698bd0a
 def bootstrap_laws(features, tokens, loss, replicates: int = 100, seed: int = 0) -> list[Law]:
-    "Fits to runs drawn again with replacement; draws with fewer than 3 widths or numbers of tokens are drawn anew."
+    """Fits to runs drawn again with replacement; draws with fewer than 3 widths or numbers of
+    tokens are drawn anew."""
     columns, rng, out = (
         [np.asarray(v, float) for v in (features, tokens, loss)],
         np.random.default_rng(seed),
@@ -379,7 +386,8 @@ def predict(
 
 # %% ../../nbs/part2_dictionaries/23_scaling.ipynb #19963c5c
 class SparseLaw(NamedTuple):
-    "L(F, k) = exp(α + β ln k + γ ln F + δ ln k ln F) + exp(ζ + η ln k) at a fixed number of tokens (Gao et al. 2024, section 3.1.2)."
+    """L(F, k) = exp(α + β ln k + γ ln F + δ ln k ln F) + exp(ζ + η ln k) at a fixed number of
+    tokens (Gao et al. 2024, section 3.1.2)."""
 
     alpha: float
     beta: float
@@ -420,7 +428,8 @@ def flops_per_token(
 
 
 def compute_optimal(law: Law, product) -> tuple:  # F · D that can be paid for  # features, tokens
-    "The split of F · D with the least loss: F^(a + s) = a A^a P^b / (s B^b) with s = b (1 + c); for c = 0, Hoffmann et al. 2022, eq. 4."
+    """The split of F · D with the least loss: F^(a + s) = a A^a P^b / (s B^b) with s = b (1 +
+    c); for c = 0, Hoffmann et al. 2022, eq. 4."""
     P, s = np.asarray(product, float), law.b * (1 + law.c)
     if s <= 0:
         raise WorkbookError(
@@ -440,7 +449,8 @@ def compute_optimal(law: Law, product) -> tuple:  # F · D that can be paid for 
 
 # %% ../../nbs/part2_dictionaries/23_scaling.ipynb #030ba9dd
 class Device(NamedTuple):
-    "What a planner must know of an accelerator; the defaults are an H100 SXM's data sheet, and a guess of what of it is reached."
+    """What a planner must know of an accelerator; the defaults are an H100 SXM's data sheet,
+    and a guess of what of it is reached."""
 
     flops: float = 989e12  # a second, bfloat16, dense
     memory: float = 80e9  # bytes
@@ -463,7 +473,8 @@ def plan(
     fraction: float = 0.1,  # of the text that is trained on
     model_weights: int = LLAMA_HALF,
 ) -> pd.DataFrame:  # one line a size
-    "Parameters, memory in GB, FLOPs, hours of one device, and disk in TB; hours need not fit into one device's memory."
+    """Parameters, memory in GB, FLOPs, hours of one device, and disk in TB; hours need not fit
+    into one device's memory."""
     rows, speed = [], device.flops * device.utilisation
     for F, D in zip(
         *np.broadcast_arrays(

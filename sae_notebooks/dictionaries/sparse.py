@@ -90,7 +90,8 @@ def join(parts: list[Codes]) -> Codes:
 def compiled(
     f,
 ):  # a function of arrays whose last argument is the number of threads, which is filled in here
-    "Compile twice: for one thread without any parallel region (whose barrier waits for a thread that may have no processor), and for several."
+    """Compile twice: for one thread without any parallel region (whose barrier waits for a
+    thread that may have no processor), and for several."""
 
     def version(suffix, **how):
         g = types.FunctionType(f.__code__, f.__globals__, f.__name__ + suffix)
@@ -137,7 +138,8 @@ def weighted_rows_torch(codes: Codes, A: torch.Tensor) -> torch.Tensor:
 def weighted_rows(
     codes: Codes, A: torch.Tensor  # [n, m] sparse  # [m, d]
 ) -> torch.Tensor:  # [n, d]
-    "Sum of the rows of `A` that each row of `codes` names, with its values as weights: the product codes · A."
+    """Sum of the rows of `A` that each row of `codes` names, with its values as weights: the
+    product codes · A."""
     if codes.n_features != len(A):
         raise WorkbookError(f"codes over {codes.n_features} features cannot weigh {len(A)} rows")
     if A.device.type != "cpu":
@@ -361,7 +363,8 @@ def _kth(a, n, k):
 # %% ../../nbs/part2_dictionaries/20a_sparse.ipynb #a706849e
 @njit(nogil=True, cache=True)
 def _floor(row, k, columns, top):
-    "A positive bound that at least k entries reach: the k-th largest of the columns' maxima; 0 if there is none."
+    """A positive bound that at least k entries reach: the k-th largest of the columns' maxima;
+    0 if there is none."""
     n = len(row)
     if columns < k or n < columns:
         return row.dtype.type(0)
@@ -376,7 +379,8 @@ def _floor(row, k, columns, top):
 
 @njit(nogil=True, cache=True)
 def _pick(row, k, margin, out, found, value, top, columns):
-    "The k largest positive entries of a row and what is within the margin of the k-th, as far as `out` has room; returns how many."
+    """The k largest positive entries of a row and what is within the margin of the k-th, as far
+    as `out` has room; returns how many."""
     zero, cap = row.dtype.type(0), len(out)
     floor = _floor(row, k, columns, top)
     m, t = _scan(row, row.dtype.type(max(zero, floor - margin - 1)), found), zero
@@ -416,7 +420,8 @@ def _select_top(bits, k, margin, columns, out, count, T):
 
 @njit(nogil=True, cache=True)
 def _merge(z, offset, k, found, m, out, values, count, candidates):
-    "Keep the k largest of the `count` entries kept and the `m` found; returns how many, and the k-th."
+    """Keep the k largest of the `count` entries kept and the `m` found; returns how many, and
+    the k-th."""
     t = np.float32(0)
     if count + m > k:
         for s in range(count):
@@ -441,7 +446,8 @@ def _merge(z, offset, k, found, m, out, values, count, candidates):
 
 @compiled
 def _gather_top(pre, bias, offset, k, columns, floor, out, values, count, T):
-    "The k largest of these columns and of what is kept; the bias is added on the way, which saves a pass over the matrix."
+    """The k largest of these columns and of what is kept; the bias is added on the way, which
+    saves a pass over the matrix."""
     n, width = pre.shape
     for c in prange(T):
         found, candidates, top, z = (
@@ -464,7 +470,8 @@ def _gather_top(pre, bias, offset, k, columns, floor, out, values, count, T):
 # %% ../../nbs/part2_dictionaries/20a_sparse.ipynb #13abc0e5
 @compiled
 def _select_above(pre, bias, out, values, count, T):
-    "All entries above zero once the bias is added; `count` says how many there are, also where `out` has no room for them."
+    """All entries above zero once the bias is added; `count` says how many there are, also
+    where `out` has no room for them."""
     n, width, cap = pre.shape[0], pre.shape[1], out.shape[1]
     for c in prange(T):
         found, z = np.empty(width + 1, np.int32), np.empty(width, np.float32)

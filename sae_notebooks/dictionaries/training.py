@@ -189,7 +189,8 @@ class _Decode(torch.autograd.Function):
 
 # %% ../../nbs/part2_dictionaries/21_training.ipynb #bad344e2
 class _Jump(torch.autograd.Function):
-    "z where z > θ, else 0, and whether; θ learns through a rectangle of width ε around it (Rajamanoharan et al. 2024b, eq. 11 and 12)."
+    """z where z > θ, else 0, and whether; θ learns through a rectangle of width ε around it
+    (Rajamanoharan et al. 2024b, eq. 11 and 12)."""
 
     @staticmethod
     def forward(ctx, z, theta, eps):
@@ -253,7 +254,8 @@ def adam_rows(
     scale: float = 1.0,
     unit: bool = False,
 ):
-    "One step of Adam (Kingma and Ba 2015), in place; with `unit`, rows lose the gradient along themselves first and have length one afterwards."
+    """One step of Adam (Kingma and Ba 2015), in place; with `unit`, rows lose the gradient
+    along themselves first and have length one afterwards."""
     shape = p.shape if p.ndim == 2 else (1, p.numel())
     p, g, m, v = (t.view(shape) for t in (p, g.contiguous(), m, v))
     args = (lr, b1, b2, 1 / (1 - b1**step), 1 / (1 - b2**step), eps, scale)
@@ -329,7 +331,8 @@ def _blocks(self: Trainer, x, pick):
 
 @patch
 def _screened(self: Trainer, x, bias, pick):
-    "The same of z = W x + bias in bfloat16, with the bias as two more columns (what the first rounds off is in the second)."
+    """The same of z = W x + bias in bfloat16, with the bias as two more columns (what the first
+    rounds off is in the second)."""
     W, d, rows = (
         self.params["W_enc"].detach(),
         x.shape[1],
@@ -392,7 +395,8 @@ def _above(self: Trainer, x, least, room: int = 64) -> Codes:
 @patch
 @torch.no_grad()
 def _batch_top(self: Trainer, x) -> Codes:
-    "The k · n largest of the whole batch: candidates above a guess from some rows, then an exact cut."
+    """The k · n largest of the whole batch: candidates above a guess from some rows, then an
+    exact cut."""
     k, n = self.config.k, len(x)
     some = F.linear(
         x[:: max(1, n // 64)][:64], self.params["W_enc"], self.params["b_enc"]
@@ -503,7 +507,8 @@ def loss_relu(self: Trainer, x, w):
 # %% ../../nbs/part2_dictionaries/21_training.ipynb #3487a72c
 @patch
 def loss_gated(self: Trainer, x, w):
-    "‖x − x̂‖² + λ Σᵢ πᵢ ‖W_dec,i‖ + ‖x − x̂(π)‖², the last with a frozen decoder (Rajamanoharan et al. 2024a)."
+    """‖x − x̂‖² + λ Σᵢ πᵢ ‖W_dec,i‖ + ‖x − x̂(π)‖², the last with a frozen decoder
+    (Rajamanoharan et al. 2024a)."""
     q, xc = self.params, x - self.params["b_dec"].detach()
     pi, p = self._values(xc, self._above(xc, 0.0))
     at = p.codes.indices.long()
@@ -521,7 +526,8 @@ def loss_gated(self: Trainer, x, w):
 # %% ../../nbs/part2_dictionaries/21_training.ipynb #c0931689
 @patch
 def loss_jumprelu(self: Trainer, x, w):
-    "‖x − x̂‖² + λ L0, or + λ (L0 / k − 1)² ‖x‖² / 10 where k is given; θ by straight-through estimates (Rajamanoharan et al. 2024b)."
+    """‖x − x̂‖² + λ L0, or + λ (L0 / k − 1)² ‖x‖² / 10 where k is given; θ by straight-through
+    estimates (Rajamanoharan et al. 2024b)."""
     c, xc = self.config, x - self.params["b_dec"].detach()
     theta = self.params["log_threshold"].exp()
     z, p = self._values(xc, self._above(xc, theta.detach() - c.bandwidth / 2))
@@ -824,7 +830,8 @@ def train_step(
 @patch
 @torch.no_grad()
 def _update(self: Trainer, loss):
-    "Clip, Adam (thresholds, which live on a logarithmic scale, ten times faster), unit rows, running average."
+    """Clip, Adam (thresholds, which live on a logarithmic scale, ten times faster), unit rows,
+    running average."""
     c = self.config
     grads = {n: p.grad for n, p in self.params.items() if p.grad is not None}
     norm = float(torch.stack([torch.linalg.vector_norm(g) for g in grads.values()]).norm())
@@ -851,7 +858,8 @@ def _update(self: Trainer, loss):
 @patch
 @torch.no_grad()
 def _sparse_start(self: Trainer, x):
-    "Biases that let each feature be active on the same small share of the first rows (Anthropic, January 2025)."
+    """Biases that let each feature be active on the same small share of the first rows
+    (Anthropic, January 2025)."""
     some, W = x[:2048] - self.params["b_dec"], self.params["W_enc"]
     keep = max(1, round(self.config.start_density * len(some)))
     for part in torch.arange(len(W), device=self.device).split(max(1, BUDGET // len(some))):
@@ -863,7 +871,8 @@ def _sparse_start(self: Trainer, x):
 @patch
 @torch.no_grad()
 def _resample(self: Trainer, x):
-    "Dead features start again in the direction of badly reconstructed rows, chosen with chance ∝ their squared error squared (Bricken et al. 2023)."
+    """Dead features start again in the direction of badly reconstructed rows, chosen with
+    chance ∝ their squared error squared (Bricken et al. 2023)."""
     dead = self.dead.nonzero()[:, 0]
     if not len(dead):
         return
@@ -943,7 +952,8 @@ def rows_of(source) -> int:  # how many training rows a tensor or a store has
 
 # %% ../../nbs/part2_dictionaries/21_training.ipynb #3adcabcf
 def stream(source, size: int, steps: int, start: int = 0, seed: int = 0):
-    "Batches `start`…`steps` of a tensor (a new order every epoch) or a store (already shuffled): pairs of rows [size, d] and weights [size] or None."
+    """Batches `start`…`steps` of a tensor (a new order every epoch) or a store (already
+    shuffled): pairs of rows [size, d] and weights [size] or None."""
     each = rows_of(source) // size
     if not each:
         raise WorkbookError(
@@ -1047,7 +1057,8 @@ def _load_checkpoint(folder, trainers, wanted) -> float:  # seconds so far
 
 # %% ../../nbs/part2_dictionaries/21_training.ipynb #fea19971
 def read_log(folder: str | Path) -> list[dict]:  # a record for each logged step of each dictionary
-    "The training log: step, tokens, which, loss, explained_variance, l0, dead, lr, sparsity, seconds."
+    """The training log: step, tokens, which, loss, explained_variance, l0, dead, lr, sparsity,
+    seconds."""
     path = Path(folder) / LOG
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
@@ -1086,7 +1097,8 @@ def train(
     meta: dict | None = None,  # kept in the dictionary
     stop_at: int | None = None,  # end at this step, as if interrupted
 ) -> SAE | list[SAE]:  # as many as configurations
-    "Train one or several dictionaries in one pass; goes on from the folder's checkpoint if there is one."
+    """Train one or several dictionaries in one pass; goes on from the folder's checkpoint if
+    there is one."""
     several = isinstance(configs, (list, tuple))
     configs = list(configs) if several else [configs]
     trainers, steps = _prepare(source, configs, device)
@@ -1186,7 +1198,8 @@ def _log(folder, i, t, record, seconds):
 def plot_log(
     folder: str | Path, names: list[str] | None = None  # of `train`  # of its dictionaries
 ):  # figure, axes
-    "Explained variance, active features and dead share of a training over its tokens; raises `WorkbookError` if there is no log."
+    """Explained variance, active features and dead share of a training over its tokens; raises
+    `WorkbookError` if there is no log."""
     from sae_notebooks import plots
 
     log = read_log(folder)

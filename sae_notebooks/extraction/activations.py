@@ -62,7 +62,8 @@ def sampling_rates(
     fraction: float = 0.1,  # expected share of the rows kept
     strength: float = 1.0,  # α: 0 uniform, 1 as many rows of each token
 ) -> np.ndarray:  # [vocabulary] float64: chance to be kept; 1 for tokens never seen
-    "Rates that keep `fraction` of the rows, in inverse proportion to the token's frequency to the power `strength`."
+    """Rates that keep `fraction` of the rows, in inverse proportion to the token's frequency to
+    the power `strength`."""
     n = np.asarray(counts, np.float64)
     if not n.sum():
         raise WorkbookError("sampling_rates: the counts are all zero; was the corpus empty?")
@@ -119,7 +120,8 @@ class Tokenised(NamedTuple):
 
 
 def special_ids(model: LanguageModel) -> np.ndarray:
-    "Ids that stand for no text: begin, end, padding and the like; not the unknown token, which stands for some."
+    """Ids that stand for no text: begin, end, padding and the like; not the unknown token,
+    which stands for some."""
     t = model.tokenizer
     return np.array(sorted(set(t.all_special_ids) - {t.unk_token_id, t.mask_token_id}), np.int32)
 
@@ -170,7 +172,8 @@ def token_counts(
 
 # %% ../../nbs/part1_extraction/12_activations.ipynb #d69aae5f
 class Window(NamedTuple):
-    "A stretch of a document that the model sees as one input; rows `a:b` are stored, the first of them as `position`."
+    """A stretch of a document that the model sees as one input; rows `a:b` are stored, the
+    first of them as `position`."""
 
     ordinal: int
     ids: np.ndarray
@@ -180,7 +183,8 @@ class Window(NamedTuple):
 
 
 def windows(d: Tokenised, context: int, special: np.ndarray, overlap: float = 0.25) -> list[Window]:
-    "One window if the document fits into the context; else overlapping ones, each with the document's special tokens around it."
+    """One window if the document fits into the context; else overlapping ones, each with the
+    document's special tokens around it."""
     n = len(d.ids)
     if n <= context:
         return [Window(d.ordinal, d.ids, 0, n, 0)]
@@ -241,7 +245,8 @@ def _address(ws, length, shift=0):
 # %% ../../nbs/part1_extraction/12_activations.ipynb #386d1564
 @torch.inference_mode()
 def _passes(model, ws, sites, budget, chunk=None, read=None, before=lambda p: None):
-    "Run one batch of windows: at once, or one that exceeds the budget in chunks with a key/value cache. `before` sees the addresses before each pass."
+    """Run one batch of windows: at once, or one that exceeds the budget in chunks with a
+    key/value cache. `before` sees the addresses before each pass."""
     read = read or (lambda ids, mask=None, **kwargs: model.capture(ids, sites, mask, **kwargs))
     length, causal = max(len(w.ids) for w in ws), model.generates
     if len(ws) == 1 and causal and length > budget:
@@ -273,7 +278,9 @@ def _chunks(model, w, read, chunk, before):
 
 # %% ../../nbs/part1_extraction/12_activations.ipynb #e1c94d73
 class _Kept(threading.local):
-    "Of the pass under way in this thread: the flat indices of the rows that are kept (None: all), what is done to the last block's attention while it runs, and the shape of its MLP's input."
+    """Of the pass under way in this thread: the flat indices of the rows that are kept (None:
+    all), what is done to the last block's attention while it runs, and the shape of its
+    MLP's input."""
 
     index = attention = shape = None
 
@@ -342,7 +349,8 @@ class _FewQueries(TorchFunctionMode):
 # %% ../../nbs/part1_extraction/12_activations.ipynb #5ca7be02
 @contextmanager
 def _some_rows(model, sites):
-    "While it lasts, `kept.index` says which rows the last block is computed for. Yields None if the sites need them all."
+    """While it lasts, `kept.index` says which rows the last block is computed for. Yields None
+    if the sites need them all."""
     last = max(sites, key=model._depth)
     block = model.blocks[last.layer]
     mlp = getattr(block, "mlp", None)
@@ -423,7 +431,8 @@ def n_workers(device: torch.device) -> int:
 
 
 def bytes_per_token(model: LanguageModel, widths) -> int:
-    "What one token needs in a pass: 8 copies of the residual stream, 4 of the MLP's neurons, 3 of each captured site."
+    """What one token needs in a pass: 8 copies of the residual stream, 4 of the MLP's neurons,
+    3 of each captured site."""
     neurons = (
         getattr(model.config, "intermediate_size", None)
         or getattr(model.config, "n_inner", None)
@@ -433,7 +442,8 @@ def bytes_per_token(model: LanguageModel, widths) -> int:
 
 
 def default_budget(model: LanguageModel, widths) -> int:
-    "Tokens in a batch: a quarter of the free memory, at most 4096 on a CPU (more is no faster) and 131072 on an accelerator."
+    """Tokens in a batch: a quarter of the free memory, at most 4096 on a CPU (more is no
+    faster) and 131072 on an accelerator."""
     most = 4096 if model.device.type == "cpu" else 131_072
     fits = (
         free_memory(model.device) // 4 // n_workers(model.device) // bytes_per_token(model, widths)
@@ -634,7 +644,8 @@ def _read_json(path):
 
 # %% ../../nbs/part1_extraction/12_activations.ipynb #9f83cec4
 def _agreed(path, wanted: dict, defaults) -> dict:
-    "The settings on disk, if there are any and they agree; else `wanted`, with `defaults()` for what is None, written to disk."
+    """The settings on disk, if there are any and they agree; else `wanted`, with `defaults()`
+    for what is None, written to disk."""
     if not path.exists():
         settings = {**wanted, **{k: v for k, v in defaults().items() if wanted.get(k) is None}}
         _replace(path, json.dumps(settings, indent=1).encode())
@@ -769,7 +780,8 @@ def _chosen(self: _Writer, p: Pass) -> np.ndarray:  # bool: which rows to train 
 def prepare(
     self: _Writer, p: Pass, names
 ) -> tuple:  # the rows to write, and which of them to train on
-    "Rows of one pass as they stand on disk; `names` are the documents' ids. Changes nothing, so several threads may do it."
+    """Rows of one pass as they stand on disk; `names` are the documents' ids. Changes nothing,
+    so several threads may do it."""
     chosen, every = self._chosen(p), self.settings["keep"] == "all"
     take = np.arange(len(chosen)) if every else np.flatnonzero(chosen)
     rows = np.empty(len(take), self.record)
@@ -913,7 +925,8 @@ def _save_rows(folder, name, rows, settings):
 
 # %% ../../nbs/part1_extraction/12_activations.ipynb #05745bf6
 def _sorted_bucket(files, record, seed, bits, memory: int):
-    "The rows of one bucket (of all processes) in the order of their keys, at most a shard at a time."
+    """The rows of one bucket (of all processes) in the order of their keys, at most a shard at
+    a time."""
     size = sum(f.stat().st_size for f in files)
     passes = max(1, math.ceil(2 * size / memory))
     for k in range(passes):
@@ -1109,7 +1122,8 @@ def _finish(folder, settings, states, memory):
 
 # %% ../../nbs/part1_extraction/12_activations.ipynb #f60f8b88
 class Store:
-    "A finished extraction of one site: shuffled training rows (`part=\"sample\"`) or, where they were kept, all rows in document order (`part=\"all\"`)."
+    """A finished extraction of one site: shuffled training rows (`part='sample'`) or, where
+    they were kept, all rows in document order (`part='all'`)."""
 
     def __init__(
         self,
@@ -1366,7 +1380,8 @@ def special(self: Store, token) -> torch.Tensor:  # bool, like token
 
 # %% ../../nbs/part1_extraction/12_activations.ipynb #92b5cbe6
 class Passage(NamedTuple):
-    "A token in its text: `text[start:end]` is the token, `left` and `right` bound the words around it."
+    """A token in its text: `text[start:end]` is the token, `left` and `right` bound the words
+    around it."""
 
     id: str  # of the document
     document: int

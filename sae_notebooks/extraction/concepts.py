@@ -31,7 +31,8 @@ _slot = re.compile(r"^(a~ ?)?([a-z_0-9]+)(?:\.([a-z]+))?(?:#(\w+))?$")
 
 
 class _Parser:
-    "Recursive descent over one template; pieces are ('text', s), ('slot', list, form, memo), ('alt', branches), ('span', concept, pieces), ('article',)."
+    """Recursive descent over one template; pieces are ('text', s), ('slot', list, form, memo),
+    ('alt', branches), ('span', concept, pieces), ('article',)."""
 
     def __init__(self, text):
         self.text, self.i = text, 0
@@ -386,7 +387,8 @@ def _fill(self: Grammar, slot, form, memo, state, draw, w, scope, depth):
 def draw_fact(
     self: Grammar, true: bool, draw: Draw
 ) -> tuple[str, str, str, str]:  # relation, subject, object, wording
-    "A fact of the fact base, or a falsehood made from it; `{subject}` and `{object}` stand in the wording."
+    """A fact of the fact base, or a falsehood made from it; `{subject}` and `{object}` stand in
+    the wording."""
     names = sorted(self.relations)
     name = names[draw.index(len(names))]
     r = self.relations[name]
@@ -539,7 +541,8 @@ def shipped_grammar() -> Grammar:
 
 
 class ConceptSource:
-    "Indexed source of `n` composed documents; `split=\"heldout\"` draws from the same grammar with other keys, a tenth as many."
+    """Indexed source of `n` composed documents; `split='heldout'` draws from the same grammar
+    with other keys, a tenth as many."""
 
     name = "concepts"
 

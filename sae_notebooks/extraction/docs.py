@@ -157,7 +157,8 @@ def jaccard(a: str, b: str, n: int = 5) -> float:
 def near_duplicates(
     texts: list[str], threshold: float = 0.5, permutations: int = 64
 ) -> np.ndarray:  # bool: True where an earlier text is nearly the same
-    "Marks each text whose estimated Jaccard similarity to an earlier, unmarked one is at least `threshold`."
+    """Marks each text whose estimated Jaccard similarity to an earlier, unmarked one is at
+    least `threshold`."""
     index, sketches, marked = (
         MinHashLSH(threshold=threshold, num_perm=permutations),
         [],

@@ -26,7 +26,8 @@ def _is_store(source):
 
 
 def blocks(source, size: int = 8192):  # [n, d] tensor or `Store`
-    "Rows in double precision, `size` at a time; raises `WorkbookError` for what has no rows, or not only finite numbers."
+    """Rows in double precision, `size` at a time; raises `WorkbookError` for what has no rows,
+    or not only finite numbers."""
     if not _is_store(source) and getattr(source, "ndim", 0) != 2:
         raise WorkbookError(
             "expected rows [n, d], got"
@@ -168,7 +169,8 @@ def norm_profile(
 def outlier_dims(
     m: Moments, times: float = 6.0
 ) -> pd.DataFrame:  # index: the dimension; largest share first
-    "Dimensions whose root mean square is at least `times` the median one, with what makes them large."
+    """Dimensions whose root mean square is at least `times` the median one, with what makes
+    them large."""
     square = m.mean.square() + m.variance
     found = (square.sqrt() >= times * square.sqrt().median()).nonzero()[:, 0]
     found = found[square[found].argsort(descending=True)]
@@ -187,7 +189,8 @@ def outlier_dims(
 def scale_and_mean(
     source, centre: bool = True  # [n, d] tensor or `Store`  # subtract the mean
 ) -> tuple[float, torch.Tensor]:  # scale s, mean μ [d] (zeros without `centre`)
-    "s and μ such that E‖s (x − μ)‖² = d over the training rows; a store has measured them already, a tensor is read at no more than 2¹⁷–2¹⁸ rows."
+    """s and μ such that E‖s (x − μ)‖² = d over the training rows; a store has measured them
+    already, a tensor is read at no more than 2¹⁷–2¹⁸ rows."""
     if not len(source):
         raise WorkbookError("there is no row to measure; extract more tokens or a larger fraction")
     if _is_store(source):
@@ -332,7 +335,8 @@ def fold_weights(
     mean: torch.Tensor,  # of the normalisation
     codes: str = "model",  # units of the codes afterwards: "model" (divided by the scale) or "same"
 ) -> dict:  # the same names
-    "Weights that need no normalisation; the result has scale 1 and mean 0, and must not be folded again."
+    """Weights that need no normalisation; the result has scale 1 and mean 0, and must not be
+    folded again."""
     if codes not in ("model", "same"):
         raise WorkbookError(f"codes={codes!r}: use 'model' or 'same'")
     if not scale > 0:
@@ -349,7 +353,8 @@ def check_scale(
     mean: torch.Tensor,  # activations of the model [n, d], and the normalisation of a dictionary
     factor: float = 4.0,  # how far E‖x'‖²/d may be from one, either way
 ) -> float:  # E‖x'‖²/d
-    "Raise `WorkbookError` if a normalisation does not fit the activations: a lost or doubled factor, another site or model."
+    """Raise `WorkbookError` if a normalisation does not fit the activations: a lost or doubled
+    factor, another site or model."""
     ratio = float(normalise(x.double(), scale, mean.double()).square().sum(1).mean()) / x.shape[1]
     if not 1 / factor <= ratio <= factor:
         right = scale_and_mean(x)[0]

@@ -79,7 +79,8 @@ def _inputs(lm, ids) -> torch.Tensor:  # [1, n, width]
 
 
 def _with_inputs(lm, sae, ids, x0, feature, target, grad=False) -> torch.Tensor:  # [rows]
-    "The feature's value before selection at one token, for given inputs [rows, n, width] of the first block."
+    """The feature's value before selection at one token, for given inputs [rows, n, width] of
+    the first block."""
     site, ids = site_of(lm, sae), ids.expand(len(x0), -1)
     with lm.edited({"resid_pre.0": lambda _: x0}):
         x = lm.capture(ids, [site], grad=grad, **({"use_cache": False} if lm.generates else {}))[
@@ -107,7 +108,8 @@ def affects(
     baseline: str = "mean",  # what a token is compared with: the mean of the text's token vectors, or "zero"
     steps: int = 1,  # 1: the gradient at the text itself; more: its mean on the way from the baseline (Sundararajan et al., 2017)
 ) -> np.ndarray:  # float32 [n], in units of the feature's value
-    "How much each token moves a feature: gradient × (input − baseline), one backward pass (Shrikumar et al., 2017)."
+    """How much each token moves a feature: gradient × (input − baseline), one backward pass
+    (Shrikumar et al., 2017)."""
     ids, feature = _batch(lm, ids), _checked(sae, feature)
     x0 = _inputs(lm, ids)
     from_base = x0 - _baseline(x0, baseline)
@@ -129,7 +131,8 @@ def leave_one_out(
     baseline: str = "mean",
     tokens: int = 2**13,  # in a batch
 ) -> np.ndarray:  # float32 [n]
-    "The same question asked slowly: put the baseline in place of each token in turn, and see by how much the feature's value falls."
+    """The same question asked slowly: put the baseline in place of each token in turn, and see
+    by how much the feature's value falls."""
     ids, feature = _batch(lm, ids), _checked(sae, feature)
     x0 = _inputs(lm, ids)
     n, base = x0.shape[1], _baseline(x0, baseline)[0, 0]
@@ -169,7 +172,8 @@ def read(
     target: int | None = None,  # None: where the feature is strongest
     how: bool = True,  # also what moves it and what it moves
 ) -> Reading:
-    "Put a whole text through model and dictionary and look at one feature; raises `WorkbookError` for a text longer than the context."
+    """Put a whole text through model and dictionary and look at one feature; raises
+    `WorkbookError` for a text longer than the context."""
     (e,) = lm.encode([text])
     return _read(lm, sae, text, e.ids, e.offsets, feature, target, how)
 
@@ -187,7 +191,8 @@ def _read(lm, sae, text, ids, offsets, feature, target=None, how=True):
 
 # %% ../../nbs/part3_reading/31_examples.ipynb #c24f0220
 def reread(store: FeatureStore, lm: LanguageModel, sae: SAE, hit: Hit, how: bool = True) -> Reading:
-    "The document of a hit through model and dictionary again, up to the end of the words around it; a long one in the window in which the store has read it."
+    """The document of a hit through model and dictionary again, up to the end of the words
+    around it; a long one in the window in which the store has read it."""
     store._check(sae, lm)
     rows, position = store.rows_of(hit.passage.document), hit.passage.position
     ids, offsets = np.asarray(store.token[rows]), store.offsets(rows)
@@ -224,7 +229,8 @@ def effects(
     feature: int,
     values: np.ndarray | None = None,  # its activations, if known
 ) -> np.ndarray:  # float32 [n] nats; nan for the first token, which nothing predicts
-    "How much a feature helps to predict each token: its log-probability now, minus that with the feature ablated everywhere (its part taken out, all else left as it is)."
+    """How much a feature helps to predict each token: its log-probability now, minus that with
+    the feature ablated everywhere (its part taken out, all else left as it is)."""
     batch, feature = _batch(lm, ids), _checked(sae, feature)
     v = torch.from_numpy(
         feature_values(lm, sae, ids, feature) if values is None else np.asarray(values, np.float32)
@@ -253,7 +259,8 @@ def _named(match):
 
 
 def shown(text: str) -> str:  # HTML
-    "Any text as text: escaped, with names for what would be invisible, turn the line around, or be no character at all."
+    """Any text as text: escaped, with names for what would be invisible, turn the line around,
+    or be no character at all."""
     return _odd_run.sub(_named, text)
 
 # %% ../../nbs/part3_reading/31_examples.ipynb #1175022c
@@ -314,7 +321,8 @@ CSS = """.fc{--on:230,159,0;--neg:0,114,178;--ink:#1a1a1a;--soft:#5c5c5c;--line:
 
 
 class Html(str):
-    "A piece of HTML that shows itself in a notebook. As a string it is without the style sheet `CSS`, which a page needs once."
+    """A piece of HTML that shows itself in a notebook. As a string it is without the style
+    sheet `CSS`, which a page needs once."""
 
     def _repr_html_(self):
         return f"<style>{CSS}</style>{self}"
@@ -331,7 +339,8 @@ def html_page(title: str, *pieces: str) -> str:  # a whole document
         "<meta http-equiv=Content-Security-Policy content=\"default-src 'none';style-src"
         f" 'unsafe-inline'\"><title>{html.escape(title)}</title>"
         f"<style>{CSS}body{{margin:1em auto;max-width:66em;padding:0"
-        " .6em;background:#fff}@media(prefers-color-scheme:dark){body{background:#161616;color:#ececec}}</style>"
+        """ .6em;background:#fff}@media(prefers-color-
+        scheme:dark){body{background:#161616;color:#ececec}}</style>"""
         + "".join(pieces)
         + "</html>\n"
     )
@@ -351,7 +360,8 @@ def _final_norm(lm):
 def vocabulary_scores(
     lm: LanguageModel, directions: torch.Tensor  # [m, width] in the residual stream
 ) -> torch.Tensor:  # [m, vocabulary] standard deviations
-    "Logit lens (nostalgebraist, 2020): directions through the weights of the final norm and the unembedding, each standardised over the vocabulary."
+    """Logit lens (nostalgebraist, 2020): directions through the weights of the final norm and
+    the unembedding, each standardised over the vocabulary."""
     lm.need_output("show what a feature makes likelier")
     norm, x = _final_norm(lm), lm.width**0.5 * torch.nn.functional.normalize(
         directions.float(), dim=1
@@ -362,7 +372,8 @@ def vocabulary_scores(
 
 
 def lens_bound(lm: LanguageModel, rows: int = 256, level: float = 0.95) -> float:
-    "The highest score over the vocabulary that a random direction stays below, with probability `level`."
+    """The highest score over the vocabulary that a random direction stays below, with
+    probability `level`."""
     return float(
         vocabulary_scores(
             lm, torch.randn(rows, lm.width, generator=torch.Generator().manual_seed(0))
@@ -375,7 +386,8 @@ def lens_bound(lm: LanguageModel, rows: int = 256, level: float = 0.95) -> float
 def logit_lens(
     lm: LanguageModel, sae: SAE, features, n: int = 10, block: int = 512
 ) -> dict:  # feature → {"up": [(token id, text, score)], "down": [...]}
-    "The tokens that features promote and suppress most when they write straight to the output, in standard deviations over the vocabulary."
+    """The tokens that features promote and suppress most when they write straight to the
+    output, in standard deviations over the vocabulary."""
     features, out, name = [_checked(sae, f) for f in features], {}, _token_names(lm)
     for a in range(0, len(features), block):
         of = features[a : a + block]
@@ -419,7 +431,8 @@ def _bars(counts, label, left, right, width=230, height=64) -> str:  # SVG
 
 
 def density_histogram(store: FeatureStore, bins: int = 40) -> Html:
-    "How often features are active: bars over the logarithm of the density, and the number of dead ones."
+    """How often features are active: bars over the logarithm of the density, and the number of
+    dead ones."""
     d = np.log10(store.densities[store.alive])
     dead = store.n_features - len(d)
     low, high = (np.floor(d.min()), np.ceil(d.max())) if len(d) else (-6, 0)
@@ -520,7 +533,8 @@ def feature_card(
     title: str = "",  # a name for the feature
     extra: str = "",  # HTML to put before the examples
 ) -> Html:  # a fragment; `str` of it goes into a page that holds `CSS` once
-    "One feature: numbers, histogram, tokens promoted, company, strongest and weakest contexts; raises `WorkbookError` for one that is dead or does not exist."
+    """One feature: numbers, histogram, tokens promoted, company, strongest and weakest
+    contexts; raises `WorkbookError` for one that is dead or does not exist."""
     top, bottom, own = (
         store.top(feature, n, distinct, words),
         store.bottom(feature, n, distinct, words),
@@ -642,7 +656,8 @@ def strongest_features(
     n: int = 5,
     store: FeatureStore | None = None,  # whose maxima say what is strong for each feature
 ) -> list[dict]:  # feature, its highest value, where, and of what maximum
-    "The features that a text excites most: against their own maxima if there is a store (one that it has never seen active has none, and is left out), else by value."
+    """The features that a text excites most: against their own maxima if there is a store (one
+    that it has never seen active has none, and is left out), else by value."""
     (e,) = lm.encode([text])
     codes = text_codes(lm, sae, e.ids)
     top = torch.zeros(sae.n_features).scatter_reduce(0, codes.indices.long(), codes.values, "amax")
@@ -673,7 +688,8 @@ def text_view(
     n: int = 5,
     store: FeatureStore | None = None,
 ) -> Html:
-    "A whole pasted text, once for each of some features (those it excites most), every token coloured; raises `WorkbookError` for a text longer than the context."
+    """A whole pasted text, once for each of some features (those it excites most), every token
+    coloured; raises `WorkbookError` for a text longer than the context."""
     (e,) = lm.encode([text])
     codes = text_codes(lm, sae, e.ids).scipy()
     features = (
@@ -698,7 +714,8 @@ def text_view(
 
 # %% ../../nbs/part3_reading/31_examples.ipynb #9105fd88
 class Explorer:
-    "A widget that shows cards of features and colours pasted texts; where no kernel answers, the first card."
+    """A widget that shows cards of features and colours pasted texts; where no kernel answers,
+    the first card."""
 
     def __init__(
         self,

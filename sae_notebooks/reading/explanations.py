@@ -97,7 +97,8 @@ def context_at(
     words: int = 12,  # on each side
     kind: str = "active",
 ) -> Context:
-    "The words around one row, with the feature's value at each of their tokens: a sparse read, no model is run."
+    """The words around one row, with the feature's value at each of their tokens: a sparse
+    read, no model is run."""
     p = store.passage(row, words)
     whole = store.rows_of(p.document)
     far = p.right - p.left  # no more tokens than characters on either side
@@ -127,7 +128,8 @@ def context_at(
 
 # %% ../../nbs/part3_reading/32_explanations.ipynb #eec8b4c8
 def for_naming(documents, seed: int = 0) -> np.ndarray:  # ordinals  # bool
-    "Whether documents are for finding names (True) or for judging them (False): half of each, and always the same."
+    """Whether documents are for finding names (True) or for judging them (False): half of each,
+    and always the same."""
     documents = np.asarray(documents, np.int64)
     return row_chance(documents, np.zeros_like(documents), seed, "naming") < 0.5
 
@@ -141,7 +143,8 @@ def across(values: np.ndarray, n: int) -> np.ndarray:  # places, weakest first
 
 # %% ../../nbs/part3_reading/32_explanations.ipynb #549d5362
 def _draw(rows, weight, n, rng):
-    "Up to n rows without replacement, in random order; a row's chance grows with its weight (Efraimidis and Spirakis, 2006)."
+    """Up to n rows without replacement, in random order; a row's chance grows with its weight
+    (Efraimidis and Spirakis, 2006)."""
     key = rng.exponential(size=len(rows)) / np.maximum(weight, 1e-12)
     k = min(n, len(rows))
     best = np.argpartition(key, k - 1)[:k] if k else np.zeros(0, np.int64)
@@ -149,7 +152,8 @@ def _draw(rows, weight, n, rng):
 
 
 def _silent(store, feature, own, active, n, words, accept, rng, most=2**21):
-    "Matched contexts without the feature, of three kinds; a large store is searched in one stretch of `most` tokens."
+    """Matched contexts without the feature, of three kinds; a large store is searched in one
+    stretch of `most` tokens."""
     a = int(rng.integers(0, max(1, store.n_tokens - most + 1)))
     b = min(store.n_tokens, a + most)
     lo, hi = np.searchsorted(own.tokens, (a, b))
@@ -212,7 +216,9 @@ def gather(
     sae=None,  # checked, if given: the dictionary that the store was made with
     seed: int = 0,
 ) -> Material:
-    "Contexts of a feature for both sides; raises `WorkbookError` for one that is dead, does not exist, is active in too few documents, or is silent nowhere, and for a store of another dictionary."
+    """Contexts of a feature for both sides; raises `WorkbookError` for one that is dead, does
+    not exist, is active in too few documents, or is silent nowhere, and for a store of
+    another dictionary."""
     store._check(sae, None)
     store._span(feature, alive=True)
     own, rng = store.feature(feature), np.random.default_rng([seed, feature])
@@ -316,7 +322,8 @@ def _some(contexts, what="contexts"):
 
 # %% ../../nbs/part3_reading/32_explanations.ipynb #05c7d3af
 class Labels:
-    "Which tokens of a store carry which concept; made from the corpus that the store was made from."
+    """Which tokens of a store carry which concept; made from the corpus that the store was made
+    from."""
 
     def __init__(
         self, store: FeatureStore, corpus: Corpus
@@ -368,7 +375,8 @@ class Oracle(Explainer, Judge):
         self.labels, self.near = labels, near  # tokens that count as close
 
     def explain(self, active: list, silent: list) -> Name:
-        "The concept with the greatest difference of its share among active and among silent tokens; no name if none is above zero or it is met fewer than 3 times."
+        """The concept with the greatest difference of its share among active and among silent
+        tokens; no name if none is above zero or it is met fewer than 3 times."""
         on, off = (self.labels.at([c.row for c in _some(x)]) for x in (active, silent))
         count = np.asarray(on.sum(0)).ravel()
         j = count / on.shape[0] - np.asarray(off.sum(0)).ravel() / off.shape[0]
@@ -447,7 +455,8 @@ def concept_f1(
     keep: np.ndarray,  # bool [tokens] to count
     size: int = 16384,
 ) -> np.ndarray:  # float64 [concepts, features]
-    "F1 = 2·both / (active + labelled) of 'the feature is active' for 'the token carries the concept', counted sparsely over some tokens."
+    """F1 = 2·both / (active + labelled) of 'the feature is active' for 'the token carries the
+    concept', counted sparsely over some tokens."""
     both, on = sp.csr_matrix((len(labels.names), store.n_features)), np.zeros(store.n_features)
     for a, codes in store.batches(size):
         x = codes.scipy().astype(bool)[keep[a : a + codes.n]].astype(np.float64)
@@ -484,7 +493,8 @@ def _places(c: Context, most: int = 3) -> dict:  # kind → run → its places i
 
 
 def grams(c: Context, most: int = 3) -> list:  # of (run, "near", "at" or "piece")
-    "The runs of a context that may become cues; pieces of a run of tokens are divided by a zero character."
+    """The runs of a context that may become cues; pieces of a run of tokens are divided by a
+    zero character."""
     p = _places(c, most)
     own = lambda places: any(a < c.end and b > c.start for a, b in places)
     last = [(a, b) for a, b in c.tokens.tolist() if a < c.end and b > c.start][-1:]
@@ -504,7 +514,8 @@ def contrast(
 ) -> tuple[
     list, np.ndarray, np.ndarray, sp.csr_matrix
 ]:  # runs [G]; log-odds ratio [G], z [G]; bool [A + B, G]
-    "Log-odds ratio, smoothed by a half (Haldane, 1956), and its z of every run, for being in active rather than in silent contexts."
+    """Log-odds ratio, smoothed by a half (Haldane, 1956), and its z of every run, for being in
+    active rather than in silent contexts."""
     x = CountVectorizer(analyzer=lambda c: grams(c, most), binary=True)
     X = x.fit_transform(list(active) + list(silent))
     A, B = len(active), len(silent)
@@ -520,7 +531,8 @@ def contrast(
 
 # %% ../../nbs/part3_reading/32_explanations.ipynb #a464d468
 class NGrams(Explainer, Judge):
-    "Explainer and judge without a language model: runs of words that active contexts have and silent ones have not."
+    """Explainer and judge without a language model: runs of words that active contexts have and
+    silent ones have not."""
 
     def __init__(
         self, most: int = 3, cues: int = 8, z: float = 2.0, odds: float = 3.0, near: int = 6
@@ -528,7 +540,8 @@ class NGrams(Explainer, Judge):
         self.most, self.cues, self.z, self.odds, self.near = most, cues, z, odds, near
 
     def explain(self, active: list, silent: list) -> Name:
-        "Up to `cues` runs, each of which adds contexts to those before it; no name if none is clear enough."
+        """Up to `cues` runs, each of which adds contexts to those before it; no name if none is
+        clear enough."""
         runs, delta, z, X = contrast(_some(active), _some(silent, "silent contexts"), self.most)
         X, chosen, plain = (
             X[: len(active)].tocsc(),
@@ -592,7 +605,8 @@ def _met(name, c, most):
 
 @patch
 def rate(self: NGrams, name: Name, contexts: list) -> np.ndarray:  # int [n]
-    "By the sum of the log-odds of the cues met within `near` words of the token, those that cover it twice: 3 from 3 on, 2 from 1 on; 1: that much in the whole text; else 0."
+    """By the sum of the log-odds of the cues met within `near` words of the token, those that
+    cover it twice: 3 from 3 on, 2 from 1 on; 1: that much in the whole text; else 0."""
     out = []
     for c in _some(contexts):
         words, close, all_ = _words(c), 0.0, 0.0
@@ -727,7 +741,8 @@ def _spoken(reply):
 
 
 def parse_number(reply: str, most: int = 3) -> int:  # 0…most
-    "The one whole number from 0 to `most` that a reply names; raises `WorkbookError` with the reply if there is none, or no single one."
+    """The one whole number from 0 to `most` that a reply names; raises `WorkbookError` with the
+    reply if there is none, or no single one."""
     text = re.sub(
         rf"\b0\s*(?:-|–|…|to|through)\s*{most}\b|(?:/|\bout of)\s*{most}\b",
         " ",
@@ -751,7 +766,8 @@ def parse_number(reply: str, most: int = 3) -> int:  # 0…most
 
 
 def parse_name(reply: str, longest: int = 120) -> str:
-    "The name in a reply: the line after NAME:, or else its only or last line; raises `WorkbookError` for an empty one."
+    """The name in a reply: the line after NAME:, or else its only or last line; raises
+    `WorkbookError` for an empty one."""
     text = _spoken(reply)
     told = re.findall(r"\bname\W*:(.*)", text, re.I)
     lines = [l.strip(" \t*_`\"'“”#>-") for l in (told[-1] if told else text).splitlines()]
@@ -860,7 +876,8 @@ class LocalChat:
         )
 
     def prompt(self, messages: list) -> str:
-        "The messages as the model wants them; where a template takes no system message, it goes in front of the first one."
+        """The messages as the model wants them; where a template takes no system message, it
+        goes in front of the first one."""
         if not self.template:
             return "\n\n".join(m["content"] for m in messages) + "\nReply:"
         render = lambda m: self.lm.tokenizer.apply_chat_template(
@@ -986,7 +1003,8 @@ class Endpoint:
         budget: float | None = None,  # no request is sent once the cost has reached it
         **options,
     ):  # further fields of a request, such as temperature; None takes one out
-        "Raises `WorkbookError` for an address without http(s), or with a password in it, and where a key is missing."
+        """Raises `WorkbookError` for an address without http(s), or with a password in it, and
+        where a key is missing."""
         self.model, self.url = model, (
             base_url or os.environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1"
         ).rstrip("/")
@@ -1129,7 +1147,8 @@ def _refused(self: Endpoint, response) -> WorkbookError:
 
 @patch
 def _pause(self: Endpoint, attempt, response) -> float:  # seconds
-    "As long as the server asks for (Retry-After, in seconds or as a date), or else twice as long as before, with a random part so that not all come back at once."
+    """As long as the server asks for (Retry-After, in seconds or as a date), or else twice as
+    long as before, with a random part so that not all come back at once."""
     asked = response.headers.get("retry-after", "") if response is not None else ""
     try:
         seconds = (
@@ -1230,7 +1249,8 @@ def _reply(self: Endpoint, body):
 def replies(
     self: Endpoint, requests: list, tokens: int = 64  # of lists of messages
 ) -> list[str]:  # at most, of each reply
-    "The reply to each request; equal ones are asked once. Raises `WorkbookError` for what cannot be had, and then keeps what it has got."
+    """The reply to each request; equal ones are asked once. Raises `WorkbookError` for what
+    cannot be had, and then keeps what it has got."""
     bodies = [self._body(r, tokens) for r in requests]
     keys = [json.dumps(b, sort_keys=True) for b in bodies]
     known = {}
@@ -1277,7 +1297,9 @@ def weighted_kappa(
     replicates: int = 1000,
     seed: int = 0,
 ) -> Agreement:
-    "Agreement of two judges: 1 − Σ(i−j)²O / Σ(i−j)²E (Cohen, 1968); raises `WorkbookError` for lists of different length, ratings above the scale, and if no context was rated by both."
+    """Agreement of two judges: 1 − Σ(i−j)²O / Σ(i−j)²E (Cohen, 1968); raises `WorkbookError`
+    for lists of different length, ratings above the scale, and if no context was rated by
+    both."""
     a, b = np.asarray(a, float), np.asarray(b, float)
     if a.shape != b.shape:
         raise WorkbookError(
@@ -1321,7 +1343,8 @@ def score_curve(
     replicates: int = 400,
     seed: int = 0,
 ) -> pd.DataFrame:  # one row for each group, weakest first
-    "Mean rating of contexts grouped by activation, with 95 % bootstrap intervals over documents; unread ratings (below 0) are left out."
+    """Mean rating of contexts grouped by activation, with 95 % bootstrap intervals over
+    documents; unread ratings (below 0) are left out."""
     v, r, d = (np.asarray(x) for x in (values, ratings, documents))
     keep = r >= 0
     v, r, d = v[keep], r[keep].astype(float), d[keep]
@@ -1341,7 +1364,8 @@ def score_curve(
 
 
 def separation(score, truth, documents, replicates: int = 400, seed: int = 0) -> dict:
-    "Balanced accuracy (yes: score of at least ½) and AUROC of yes-or-no answers, with 95 % bootstrap intervals over documents; nan answers are left out."
+    """Balanced accuracy (yes: score of at least ½) and AUROC of yes-or-no answers, with 95 %
+    bootstrap intervals over documents; nan answers are left out."""
     s, t, d = np.asarray(score, float), np.asarray(truth, bool), np.asarray(documents)
     keep = ~np.isnan(s)
     s, t, d = s[keep], t[keep], d[keep]
@@ -1387,7 +1411,8 @@ def detection_score(judge: Judge, name: Name, m: Material) -> dict:  # as `separ
 
 
 def fuzzing_score(judge: Judge, name: Name, m: Material, seed: int = 0) -> dict:  # as `separation`
-    "Are the marked tokens the active ones? Every active context once with its own marks and once with others."
+    """Are the marked tokens the active ones? Every active context once with its own marks and
+    once with others."""
     rng = np.random.default_rng([seed, m.feature])
     wrong = [other_marks(c, rng) for c in m.judging]
     use = [i for i, w in enumerate(wrong) if w.any()]

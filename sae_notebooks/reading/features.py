@@ -63,7 +63,8 @@ TINY = {
 def to_bits(
     values: torch.Tensor, dtype: str = "float16"  # float32, positive  # or "bfloat16", "float32"
 ) -> np.ndarray:  # uint16 or uint32, in the same order as the values
-    "Round positive numbers; what would round to zero becomes the smallest number, so that no entry is lost."
+    """Round positive numbers; what would round to zero becomes the smallest number, so that no
+    entry is lost."""
     out = values.to(DTYPES[dtype])
     out = torch.where(out > 0, out, torch.tensor(TINY[dtype]).to(out.dtype))
     if not torch.isfinite(out).all():
@@ -384,7 +385,8 @@ def transpose_files(
     dtype: str,
     memory: int = 2**29,
 ):  # bytes to work in; from 256 a feature on, runs are long enough to be written in one piece
-    "Write the entries by feature: blocks of tokens are turned in memory, and every feature's run goes to its place. Goes on where it was interrupted."
+    """Write the entries by feature: blocks of tokens are turned in memory, and every feature's
+    run goes to its place. Goes on where it was interrupted."""
     source, target, work = folder / "by_token", folder / "by_feature", folder / ".work"
     ends, kinds, block = (
         _array(source / "ends", np.int64),
@@ -655,7 +657,8 @@ def build_store(
 
 # %% ../../nbs/part3_reading/30_features.ipynb #d7546306
 class FeatureStore:
-    "A finished store: sparse activations by token and by feature, memory-mapped, with the documents they come from."
+    """A finished store: sparse activations by token and by feature, memory-mapped, with the
+    documents they come from."""
 
     def __init__(
         self, folder: str | Path, sae=None, model: LanguageModel | None = None
@@ -792,7 +795,8 @@ class Activations(NamedTuple):
 
 @patch
 def _span(self: FeatureStore, feature, alive=False):
-    "The entries of a feature; raises `WorkbookError` for one that does not exist (or, if wanted alive, is dead)."
+    """The entries of a feature; raises `WorkbookError` for one that does not exist (or, if
+    wanted alive, is dead)."""
     if not (isinstance(feature, (int, np.integer)) and 0 <= feature < self.n_features):
         raise WorkbookError(f"feature {feature!r}: this store has features 0…{self.n_features - 1}")
     a, b = int(self.ends[feature]), int(self.ends[feature + 1])
@@ -999,7 +1003,8 @@ def _largest(bits, k, flip):
 
 
 def extreme(bits: np.ndarray, k: int, lowest: bool = False) -> np.ndarray:  # places, best first
-    "Places of the k largest or smallest of some positive numbers, given as bits; of equal ones the first."
+    """Places of the k largest or smallest of some positive numbers, given as bits; of equal
+    ones the first."""
     if k > 1024:
         return np.argsort(bits if lowest else ~bits, kind="stable")[:k]
     return _largest(bits, min(k, len(bits)), lowest)
@@ -1121,7 +1126,8 @@ def coactive(
     n: int = 10,
     most: int = 2**16,  # of the feature's tokens to look at, evenly spread
 ) -> list[dict]:  # by Jaccard index, highest first
-    "Features that are active on the same tokens: how many, how many by chance, and the share of their union."
+    """Features that are active on the same tokens: how many, how many by chance, and the share
+    of their union."""
     span = self._span(feature, alive=True)
     tokens = self.tokens[span]
     own = len(tokens)
@@ -1174,7 +1180,8 @@ def minilm_store(
     tokens: int = 50_000,  # of held-out documentation and concept texts
     lm: LanguageModel | None = None,  # MiniLM, if it is loaded already
 ) -> FeatureStore:
-    "A store of MiniLM's middle layer, made on the first call (which may train the dictionary first) and kept in the cache."
+    """A store of MiniLM's middle layer, made on the first call (which may train the dictionary
+    first) and kept in the cache."""
     lm = lm or load_model("minilm")
     return _kept_store("minilm", minilm_sae(features, lm=lm), "minilm", lm, tokens)
 

@@ -111,7 +111,8 @@ class Ratings:
 
 # %% ../../nbs/part3_reading/32a_rating.ipynb #cdffcc11
 class RatingSheet:
-    "A widget to mark names from 0 to 3; every mark is saved at once. Where no kernel answers, the first items."
+    """A widget to mark names from 0 to 3; every mark is saved at once. Where no kernel answers,
+    the first items."""
 
     def __init__(
         self,
@@ -121,7 +122,8 @@ class RatingSheet:
         judge: Judge | None = None,  # whose agreement is shown on request
         seed: int = 0,
     ):
-        "Raises `WorkbookError` for an empty list, the same item twice, or a file with marks of other items only."
+        """Raises `WorkbookError` for an empty list, the same item twice, or a file with marks
+        of other items only."""
         import ipywidgets as w
 
         items = (
@@ -192,7 +194,8 @@ class RatingSheet:
 # %% ../../nbs/part3_reading/32a_rating.ipynb #043b5aa4
 @patch
 def rate(self: RatingSheet, rating: int | None):  # None: skip
-    "Mark the item that is shown, save, and go on to the next; if it cannot be saved, say so and stay."
+    """Mark the item that is shown, save, and go on to the next; if it cannot be saved, say so
+    and stay."""
     if self.at >= len(self.order):
         return
     item = self.order[self.at]
@@ -280,7 +283,8 @@ def _repr_mimebundle_(self: RatingSheet, **kwargs):
 def judged(
     self: RatingSheet, judge: Judge | None = None
 ) -> pd.DataFrame:  # one row for each rated item: feature, active, person, judge
-    "The marks of person and judge; raises `WorkbookError` where nothing is rated, or there is no judge."
+    """The marks of person and judge; raises `WorkbookError` where nothing is rated, or there is
+    no judge."""
     judge = judge or self.judge
     if judge is None:
         raise WorkbookError(
@@ -317,7 +321,8 @@ def judged(
 
 @patch
 def agreement(self: RatingSheet, judge: Judge | None = None) -> Agreement:
-    "How well the person and a judge agree: weighted kappa with its interval, and the table of ratings (rows the person's, columns the judge's)."
+    """How well the person and a judge agree: weighted kappa with its interval, and the table of
+    ratings (rows the person's, columns the judge's)."""
     t = self.judged(judge)
     return weighted_kappa(t.person, t.judge, t.feature)
 
