@@ -1008,7 +1008,7 @@ def restore(self: Trainer, state: dict):
         state["cut"].to(self.device),
         int(state["step"]),
     )
-    self.left_out = int(state["left_out"])
+    self.left_out = int(state.get("left_out", 0))  # older checkpoints left nothing out
     if float(state["density"]) >= 0:
         self.density = float(state["density"])
 
@@ -1045,6 +1045,10 @@ def _load_checkpoint(folder, trainers, wanted) -> float:  # seconds so far
             f"{path}: not a readable checkpoint ({str(e).splitlines()[0]}); delete it to start"
             " again"
         ) from None
+    plain = json.loads(
+        json.dumps(dataclasses.asdict(TrainConfig()))
+    )  # for settings it knew not yet
+    about["configs"] = [plain | c for c in about.get("configs", [])]
     if wrong := [k for k in wanted if about.get(k) != wanted[k]]:
         raise WorkbookError(
             f"{path}: belongs to another training: "
