@@ -333,7 +333,7 @@ def load(cls: SAE, folder: str | Path) -> SAE:
     return sae
 
 
-SHIPPED = ("S", "M", "L", "gemma-S", "gemma-M", "gemma-late")
+SHIPPED = ("S", "M", "L", "gemma-S", "gemma-M")
 
 
 def load_sae(name: str | Path = "M") -> SAE:
