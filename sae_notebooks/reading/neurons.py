@@ -263,7 +263,9 @@ def correlate(
     memory: int = 2**30,
     seed: int = 0,  # bytes for the sums
 ) -> Matches:
-    "Pearson's r of features with every neuron and residual dimension before them, on a corpus' text tokens; raises `WorkbookError` for a feature that the SAE does not have, or an SAE of another width."
+    """Pearson's r of features with every neuron and residual dimension before them, on a
+    corpus' text tokens; raises `WorkbookError` for a feature that the SAE does not have, or
+    an SAE of another width."""
     site = as_site((sae.meta or {}).get("site") or lm.middle)
     sites = [as_site(s) for s in sites or preceding(lm, site)]
     read = sites if site in sites else [*sites, site]
@@ -316,39 +318,33 @@ def correlate(
 # %% ../../nbs/part3_reading/33_neurons.ipynb #98db1836
 def _correlate_block(lm, sae, corpus, tokens, read, own, m, features, groups, shifts, k, seed):
     "One pass for some features."
-    real, null = Correlation(len(features), m), [
-        Correlation(len(features), m) for _ in range(shifts)
-    ]
+    real = Correlation(len(features), m)
+    null = [Correlation(len(features), m) for _ in range(shifts)]
     count = np.zeros(len(features), np.int64)
-    for i, slab in enumerate(slabs(lm, corpus, read, tokens)):
-        codes = _only(sae.encode(slab.x[:, own].to(sae.W_enc.device)).to("cpu"), features)
+    size = min(8192, max(1024, 2**25 // own.stop))  # tokens at a time: at most 2²⁵ numbers
+    for i, slab in enumerate(slabs(lm, corpus, read, tokens, size)):
+        rows = sae.keeps(slab.x[:, own]).nonzero()[:, 0]  # a few giants would decide every r
+        x, document = slab.x[rows], slab.document[rows.numpy()]
+        codes = _only(sae.encode(x[:, own].to(sae.W_enc.device)).to("cpu"), features)
         count += np.bincount(codes.indices.numpy(), minlength=len(features))
-        y = slab.x[:, :m]
+        y = x[:, :m]
         real.add(codes, y)
         for j, c in enumerate(null):
-            c.add(take_rows(codes, turned(slab.document, np.random.default_rng([seed, i, j]))), y)
+            c.add(take_rows(codes, turned(document, np.random.default_rng([seed, i, j]))), y)
     found = {g: real.best(min(k, len(c)), c) for g, c in groups.items()}
-    chance = {
-        g: (
-            np.stack([np.abs(c_.best(1, c)[1][:, 0]) for c_ in null], 1)
-            if null
-            else np.zeros((len(features), 0))
-        )
-        for g, c in groups.items()
-    }
-    return (
-        count,
-        {g: v[0] for g, v in found.items()},
-        {g: v[1] for g, v in found.items()},
-        chance,
-        real.n,
-    )
+    chance = {g: np.zeros((len(features), 0)) for g in groups}
+    if null:
+        largest = lambda c, of: np.abs(c.best(1, of)[1][:, 0])
+        chance = {g: np.stack([largest(c, of) for c in null], 1) for g, of in groups.items()}
+    place, r = ({g: v[i] for g, v in found.items()} for i in (0, 1))
+    return count, place, r, chance, real.n
 
 # %% ../../nbs/part3_reading/33_neurons.ipynb #e5765d7c
 def ceiling(
     y: torch.Tensor, density: float  # [n, width]  # share of the rows on which it may be active
 ) -> np.ndarray:  # float64 [2, width]: for its largest values, for its smallest
-    "r of every column with itself above a threshold (its height over the median there, else 0): what a feature could reach that *is* the column, active on so many rows."
+    """r of every column with itself above a threshold (its height over the median there, else
+    0): what a feature could reach that *is* the column, active on so many rows."""
     if not 0 < density < 1:
         raise WorkbookError(f"density={density}: a share of the rows between 0 and 1")
     out = []
@@ -363,13 +359,14 @@ def ceiling(
 
 # %% ../../nbs/part3_reading/33_neurons.ipynb #fbaf0401
 class Responses(NamedTuple):
-    "The strongest response of every feature, neuron and dimension in each sentence and each document of a labelled text."
+    """The strongest response of every feature, neuron and dimension in each sentence and each
+    document of a labelled text."""
 
     text: LabelledText
     token: np.ndarray  # int64 [tokens]
     features: Columns  # by sentence
     dense: dict  # kind → float32 [sentences, 2 · units]: each unit, then each unit's negative
-    peaks: dict  # kind → (unit, document, value, row of the token): one entry for each unit and document
+    peaks: dict  # kind → (unit, document, value, row of the token), one for each unit and document
     units: dict  # kind → number of units; a dense one has two signs
 
 
@@ -396,7 +393,8 @@ def _runs_max(x, runs):
 # %% ../../nbs/part3_reading/33_neurons.ipynb #9e0c9f12
 @torch.no_grad()
 def respond(lm: LanguageModel, sae: SAE, corpus: Corpus, tokens: float = 60_000) -> Responses:
-    "Run a labelled text once, and keep the peaks of the dictionary's features and of the layer's neurons and residual dimensions."
+    """Run a labelled text once, and keep the peaks of the dictionary's features and of the
+    layer's neurons and residual dimensions."""
     site = as_site((sae.meta or {}).get("site") or lm.middle)
     sites = dict(neurons=Site("mlp_neurons", site.layer), residual=site)
     text, side = label_text(lm, corpus, tokens), columns_of(lm, sites.values())
@@ -406,7 +404,10 @@ def respond(lm: LanguageModel, sae: SAE, corpus: Corpus, tokens: float = 60_000)
         {k: [] for k in sites},
         {k: [] for k in sites},
     )
-    for slab in slabs(lm, corpus.but(limit=max(text.start) + 1), sites.values(), math.inf):
+    read = corpus.but(limit=max(text.start) + 1)
+    size = min(8192, max(1024, 2**25 // max(c.stop for c in side.values())))
+    for slab in slabs(lm, read, sites.values(), math.inf, size):
+        left_out = ~sae.keeps(slab.x[:, side[site]]).numpy()
         at = np.array([text.start[int(d)] for d in slab.document]) + slab.position
         token[at], u, c = (
             slab.token,
@@ -429,6 +430,7 @@ def respond(lm: LanguageModel, sae: SAE, corpus: Corpus, tokens: float = 60_000)
         for k, s in sites.items():
             y = slab.x[:, side[s]].numpy()
             y = np.concatenate([y, -y], 1)
+            y[left_out] = -np.inf  # rows on which features are silent too
             dense[k].append(_runs_max(y, sentences)[0])
             v, r = _runs_max(y, docs)
             peaks[k].append(
@@ -514,7 +516,7 @@ def interpretability(
     got: Responses,
     sentence_labels=None,
     token_labels=None,  # bool; None: the true ones
-    least: int = 10,  # in either half: documents in which a unit must be active, sentences (and tokens) that a concept must have
+    least: int = 10,  # documents of a unit, sentences and tokens of a concept, in either half
     k: int = 20,
     seed: int = 0,
 ) -> pd.DataFrame:  # one row a unit: kind, unit, auroc, concept_share, agreement
@@ -557,7 +559,8 @@ def interpretability(
 
 # %% ../../nbs/part3_reading/33_neurons.ipynb #09cde74a
 def effect(a, b, replicates: int = 2000, seed: int = 0) -> dict:  # effect, low, high, p, n_a, n_b
-    "Mann-Whitney test of two samples; the effect is P(a > b) + P(a = b)/2, with a 95 % bootstrap interval over the units."
+    """Mann-Whitney test of two samples; the effect is P(a > b) + P(a = b)/2, with a 95 %
+    bootstrap interval over the units."""
     a, b, rng = np.asarray(a, float), np.asarray(b, float), np.random.default_rng(seed)
     if not len(a) or not len(b):
         raise WorkbookError(
