@@ -206,6 +206,8 @@ def unit_rows(sae: SAE) -> SAE:
         by_norm=True,
     )
     out.mean.copy_(sae.mean)
+    out.limit = sae.limit
+    out.peak.copy_(sae.peak * n)
     return out
 
 # %% ../../nbs/part2_dictionaries/20b_interop.ipynb #2b8f73dc
@@ -362,6 +364,13 @@ def _average(k):
     )  # of BatchTopK: a mean, so perhaps no whole number
 
 
+def _limit(meta):
+    "The longest row that one of our own exports is for; None for others' dictionaries."
+    own = meta.get("sae_notebooks")
+    value = own.get("limit") if isinstance(own, dict) else None
+    return float(value) if type(value) in (int, float) and 0 < value < math.inf else None
+
+
 def from_saelens(
     folder: str | Path,  # with cfg.json and sae_weights.safetensors
     scale: (
@@ -400,7 +409,7 @@ def from_saelens(
     if own := _own(meta, variant):
         variant, k, note = own[0], k if variant == "topk" else own[1], own[2]
     by_norm = "topk" in arch and _get(cfg, "rescale_acts_by_decoder_norm", about, bool, False)
-    return _assemble(
+    sae = _assemble(
         variant,
         **arrays,
         k=k,
@@ -410,6 +419,8 @@ def from_saelens(
         centred=_get(cfg, "apply_b_dec_to_input", about, bool, True),
         by_norm=by_norm,
     )
+    sae.limit = _limit(meta)
+    return sae
 
 # %% ../../nbs/part2_dictionaries/20b_interop.ipynb #d0582547
 FILES = {"cfg.json", "sae_weights.safetensors", "sparsity.safetensors"}
@@ -454,7 +465,7 @@ def _export_config(sae, arch, centred, metadata):
             sae_lens_training_version=None,
             model_name=sae.meta.get("model"),
             hook_name=_hook(sae.meta["site"]) if isinstance(sae.meta.get("site"), str) else None,
-            sae_notebooks=dict(variant=sae.variant, k=sae.k, meta=sae.meta),
+            sae_notebooks=dict(variant=sae.variant, k=sae.k, meta=sae.meta, limit=sae.limit),
         )
         | metadata
     )  # the version names the layout; below 6 readers would migrate it
@@ -694,6 +705,13 @@ def from_dictionary_learning(
     )
 
 # %% ../../nbs/part2_dictionaries/20b_interop.ipynb #1a8da433
+def _hf_site(hook):
+    "'resid_post.5' for 'model.layers.5.output'; other hooks stay as they are."
+    kinds = {"output": "resid_post", "post_feedforward_layernorm.output": "mlp_out"}
+    found = re.fullmatch(r"model\.layers\.(\d+)\.(.+)", hook) if isinstance(hook, str) else None
+    return f"{kinds[found[2]]}.{found[1]}" if found and found[2] in kinds else hook
+
+
 def from_gemma_scope(
     path: str | Path,  # params.npz, params.safetensors, or the folder of either
     scale: float = 1.0,  # factor on the activations: 1/√d for the dictionaries of the embedding
@@ -709,12 +727,16 @@ def from_gemma_scope(
         else path
     )
     cfg = _config(about) if (about := file.with_name("config.json")).is_file() else {}
-    if cfg.get("hf_hook_point_in") != cfg.get("hf_hook_point_out"):
+    read = cfg.get("hf_hook_point_in")
+    written = cfg.get("hf_hook_point_out") or read  # an autoencoder may name its hook once
+    if read != written or cfg.get("type", "sae") != "sae":
         raise _wrong(
             about,
-            f"reads {cfg.get('hf_hook_point_in')!r} and predicts {cfg.get('hf_hook_point_out')!r}:"
+            f"reads {read!r} and predicts {written!r} (type {cfg.get('type', 'none')!r}):"
             " a transcoder, no autoencoder",
         )
+    if cfg.get("affine_connection"):
+        raise _wrong(about, "affine_connection: a skip weight beside the dictionary")
     t = _read(file, safetensors.torch.load_file if file.suffix == ".safetensors" else _npz)
     t = {"W" + k[1:] if k in ("w_enc", "w_dec") else k: v for k, v in t.items()}
     d, n = _matrix(t, "W_enc", file)
@@ -725,7 +747,7 @@ def from_gemma_scope(
         **t,
         scale=scale,
         centred=False,
-        meta=_about("gemma_scope", cfg.get("model_name")),
+        meta=_about("gemma_scope", cfg.get("model_name"), _hf_site(read)),
         file=file,
     )
 
