@@ -14,7 +14,7 @@ import torch
 from sae_notebooks.core import cache_path
 from sae_notebooks.dictionaries import metrics
 from sae_notebooks.dictionaries.training import TrainConfig, train
-from sae_notebooks.extraction.activations import extract
+from sae_notebooks.extraction.activations import Store, extract
 from sae_notebooks.extraction.corpus import open_corpus
 from sae_notebooks.extraction.language_model import load_model
 
@@ -60,11 +60,9 @@ def main():
     a = parser.parse_args()
     path = Path(__file__).parent / "results" / "normalisation_gemma.json"
     fast, folder = load_model("gemma", "bfloat16"), Path(a.folder or cache_path("stores", f"normalisation-{a.rows}"))
-    stores = (
-        {s: metrics.Store(folder, s) for s in SITES} if a.folder else
+    if not a.folder:
         extract(fast, open_corpus(CORPUS, split="train"), SITES, folder, fraction=1.0, tokens=a.rows)
-    )
-    stores, lm = dict(zip(SITES, stores)) if not isinstance(stores, dict) else stores, load_model("gemma")
+    stores, lm = {s: Store(folder, s) for s in SITES}, load_model("gemma")
     result = json.loads(path.read_text()) if path.exists() else dict(rows=a.rows, features=a.features, k=32, sites={})
     for site, store in stores.items():
         done, saes = result["sites"].setdefault(site, {}), {}

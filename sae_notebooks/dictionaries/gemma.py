@@ -6,7 +6,6 @@
 __all__ = ['GEMMA_CORPUS', 'GEMMA_ROWS', 'GEMMA_SITES', 'GEMMA', 'KINDS', 'gemma_rows', 'GemmaRecipe', 'train_gemma']
 
 # %% ../../nbs/part2_dictionaries/23a_gemma.ipynb #6aee47ff
-import hashlib
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,8 +14,9 @@ import torch
 from ..core import WorkbookError, cache_path
 from .metrics import evaluate
 from .sae import SAE
-from .training import TrainConfig, train
-from ..extraction.activations import Store, extract, fingerprint
+from .scaling import _shipped, rounded, train_on, training_store
+from .training import TrainConfig
+from ..extraction.activations import Store
 from ..extraction.corpus import open_corpus
 from ..extraction.language_model import LanguageModel, load_model
 
@@ -33,11 +33,8 @@ def gemma_rows(
     split: str = "train",
 ) -> Store:
     "The shuffled training rows of a site; both sites are read in one pass, which resumes."
-    mark = hashlib.sha256(GEMMA_CORPUS.encode()).hexdigest()[:8]
-    folder = cache_path("stores", f"gemma-{fingerprint(lm)[:8]}-{split}-{tokens}-{mark}")
-    corpus = open_corpus(GEMMA_CORPUS, split=split)
-    extract(lm, corpus, GEMMA_SITES, folder, fraction=1.0, tokens=tokens)
-    return Store(folder, site, model=lm, corpus=corpus)
+    store = training_store(lm, tokens, GEMMA_CORPUS, split, sites=GEMMA_SITES)
+    return store if str(store.site) == site else Store(store.folder, site, model=lm)
 
 # %% ../../nbs/part2_dictionaries/23a_gemma.ipynb #c44d4a1e
 class GemmaRecipe(NamedTuple):
@@ -47,25 +44,11 @@ class GemmaRecipe(NamedTuple):
     config: TrainConfig
 
 
-def _topk(features, lr, seed):
-    return TrainConfig(
-        "topk",
-        features,
-        48,
-        lr=lr,
-        batch=2048,
-        aux=1 / 32,
-        leave_out=3.0,
-        spread="all",
-        precision="bfloat16",
-        seed=seed,
-    )
-
-
+_normal = dict(leave_out=3.0, spread="all", precision="bfloat16")
 GEMMA = {
-    "gemma-S": GemmaRecipe(GEMMA_SITES[0], _topk(1024, 3.4e-3, 0)),
-    "gemma-M": GemmaRecipe(GEMMA_SITES[0], _topk(8192, 2.1e-3, 1)),
-    "gemma-late": GemmaRecipe(GEMMA_SITES[1], _topk(4096, 2.5e-3, 2)),
+    "gemma-S": GemmaRecipe(GEMMA_SITES[0], _shipped(1024, 3.4e-3, **_normal)),
+    "gemma-M": GemmaRecipe(GEMMA_SITES[0], _shipped(8192, 2.1e-3, seed=1, **_normal)),
+    "gemma-late": GemmaRecipe(GEMMA_SITES[1], _shipped(4096, 2.5e-3, seed=2, **_normal)),
 }
 
 # %% ../../nbs/part2_dictionaries/23a_gemma.ipynb #4f05bd86
@@ -74,7 +57,6 @@ KINDS = ("docs", "concepts", "self:gemma")  # of text, each measured apart
 
 def _measured(sae, lm, tokens, downstream):
     "Metrics on held-out text, together and for each kind of text; each feature's maximum."
-    rounded = lambda m: {k: round(v, 6) for k, v in m.items()}
     joint = open_corpus(GEMMA_CORPUS, split="heldout")
     m, ev = evaluate(sae, joint, lm, tokens, downstream, details=True)
     sae.peak.copy_(torch.from_numpy(ev.activity.peak))
@@ -96,11 +78,7 @@ def train_gemma(
     if name not in GEMMA:
         raise WorkbookError(f"dictionary {name!r}: use one of {', '.join(GEMMA)}")
     recipe, lm = GEMMA[name], load_model("gemma", "bfloat16")
-    rows = gemma_rows(lm, recipe.site, tokens)
-    about = dict(model="gemma", fingerprint=fingerprint(lm), site=recipe.site, corpus=GEMMA_CORPUS)
-    work = cache_path("training", f"{rows.folder.name}-{name}")
-    sae = train(rows, recipe.config, work, every=50, device=lm.device, meta=about)
-    sae = sae.to(lm.device)
+    sae = train_on(gemma_rows(lm, recipe.site, tokens), lm, recipe.config, GEMMA_CORPUS)
     _measured(sae, load_model("gemma"), eval_tokens, downstream)
     folder = Path(folder or cache_path("saes", name))
     sae.cpu().save(folder, dtype=torch.float16)

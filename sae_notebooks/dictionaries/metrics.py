@@ -1088,10 +1088,11 @@ def _whitened(x):
     "Rows of standardised x in the basis of its covariance, how to get back, and ‖w‖² there."
     x = torch.from_numpy(np.asarray(x)).double()
     mu, sd = x.mean(0), x.std(0, correction=0)
-    x = (x - mu) / sd.clamp_min(1e-12 + 1e-6 * float(sd.max()))
+    sd = sd.clamp_min(1e-12 + 1e-6 * float(sd.max()))
+    x = (x - mu) / sd
     value, vector = torch.linalg.eigh(x.T @ x / len(x))
     length = 1 / (value + 1e-3 * value.mean()).sqrt()
-    back = vector * length / sd.clamp_min(1e-12 + 1e-6 * float(sd.max()))[:, None]
+    back = vector * length / sd[:, None]
     return (x @ (vector * length)).float(), mu, back, length.square().float()
 
 
@@ -1219,14 +1220,13 @@ def matched_auroc(
     score: np.ndarray,  # [F, C] on the scoring half
     pool: int,  # features to choose among
     draws: int = 50,
-    seed: int = 0,
-) -> np.ndarray:  # [C]
-    "Mean AUROC on the scoring half of the best of `pool` features drawn at random."
-    rng, out = np.random.default_rng(seed), 0.0
-    for _ in range(draws):
+    seed=0,  # a number, or a generator to go on with
+) -> np.ndarray:  # [draws, C]
+    "AUROC on the scoring half of the best of `pool` features drawn at random, for each draw."
+    rng, out = np.random.default_rng(seed), np.empty((draws, score.shape[1]))
+    for row in out:
         some = rng.choice(len(choose), min(pool, len(choose)), replace=False)
-        best = some[choose[some].argmax(0)]
-        out = out + score[best, np.arange(score.shape[1])] / draws
+        row[:] = score[some[choose[some].argmax(0)], np.arange(score.shape[1])]
     return out
 
 
@@ -1255,7 +1255,7 @@ def truth_table(
     if got.neurons is not None:
         m, scored = got.neurons.shape[1] // 2, detection(B, YB, full=False)["auroc"]
         for key, pool in dict(matched=m, matched_signs=2 * m).items():
-            matched[key] = matched_auroc(choose["auroc"], scored, pool, seed=seed)
+            matched[key] = matched_auroc(choose["auroc"], scored, pool, seed=seed).mean(0)
     for k, x in dict(neuron=got.neurons, residual=got.residual).items():
         if x is not None:
             dense[k] = dense_auroc(x[half], YA).argmax(0), dense_auroc(x[~half], YB)

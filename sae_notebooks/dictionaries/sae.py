@@ -135,7 +135,7 @@ def _select(self: SAE, x, features):
     return codes._replace(values=codes.values + self.threshold[features][codes.indices.long()])
 
 
-def _spread(codes, keep):
+def _among(codes, keep):
     "Codes of the kept rows among all rows; the others have no active feature."
     count = torch.zeros(len(keep), dtype=codes.indptr.dtype, device=codes.indptr.device)
     count[keep] = codes.indptr.diff()
@@ -166,10 +166,10 @@ def encode(
 ) -> Codes:  # [n, F] sparse
     """The active features of each token, none for rows that are left out; raises `WorkbookError`
     for activations of another width."""
-    y, F_ = self._normalised(x), self.n_features
-    if not (keep := self.keeps(x).to(y.device)).all():
-        return _spread(self._encode(y[keep], block), keep)
-    return self._encode(y, block)
+    y = self._normalised(x)
+    if self.limit is None or (keep := self.keeps(x).to(y.device)).all():
+        return self._encode(y, block)
+    return _among(self._encode(y[keep], block), keep)
 
 
 @patch
@@ -238,9 +238,7 @@ def decoder_directions(self: SAE) -> torch.Tensor:
 def fold(self: SAE) -> SAE:
     """The same dictionary with the normalisation inside its weights: scale 1, mean 0;
     activations are divided by the scale."""
-    out = SAE(
-        self.d, self.n_features, self.variant, self.k, meta=dict(self.meta), limit=self.limit
-    )
+    out = SAE(self.d, self.n_features, self.variant, self.k, meta=dict(self.meta), limit=self.limit)
     for name, value in dict(
         W_enc=self.W_enc,
         W_dec=self.W_dec,

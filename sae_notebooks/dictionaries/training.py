@@ -32,7 +32,7 @@ from sae_notebooks.dictionaries.sparse import (
     transpose,
     weighted_rows,
 )
-from ..extraction.normalisation import SPREADS, _is_store, normalisation_of
+from ..extraction.normalisation import _is_store, check_normalisation, normalisation_of
 
 # %% ../../nbs/part2_dictionaries/21_training.ipynb #4793f998
 from fastcore.basics import patch
@@ -108,10 +108,7 @@ def check(self: TrainConfig):
         )
     if self.batch < 1 or self.epochs <= 0:
         raise WorkbookError(f"batch={self.batch}, epochs={self.epochs}: both must be above 0")
-    if self.spread not in SPREADS:
-        raise WorkbookError(f"spread={self.spread!r}: use one of {', '.join(SPREADS)}")
-    if self.leave_out is not None and not self.leave_out > 1:
-        raise WorkbookError(f"leave_out={self.leave_out}: a multiple of the median norm, above 1")
+    check_normalisation(self.leave_out, self.spread)
     if self.precision not in ("float32", "bfloat16"):
         raise WorkbookError(f"precision={self.precision!r}: use float32 or bfloat16")
     return self

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['WIDE', 'SPREADS', 'SCALES', 'blocks', 'Moments', 'measure', 'Sites', 'site_rows', 'norm_profile', 'outlier_dims',
-           'scale_and_mean', 'normalise', 'restore', 'Normalisation', 'normalisation_of', 'peer_scale', 'per_token',
-           'rescale_penalty', 'fold_weights', 'check_scale']
+           'scale_and_mean', 'normalise', 'restore', 'Normalisation', 'check_normalisation', 'normalisation_of',
+           'peer_scale', 'per_token', 'rescale_penalty', 'fold_weights', 'check_scale']
 
 # %% ../../nbs/part1_extraction/13_normalisation.ipynb #6cd3a4ed
 import math
@@ -221,7 +221,7 @@ def restore(y, scale: float, mean):
 
 # %% ../../nbs/part1_extraction/13_normalisation.ipynb #90df5e29
 WIDE = 6.0  # a dimension is wide if its σ is so many times the median one
-SPREADS = ("none", "wide", "all")
+SPREADS = {"none": math.inf, "wide": WIDE, "all": 0.0}  # which widths are brought to one
 
 
 class Normalisation(NamedTuple):
@@ -233,6 +233,14 @@ class Normalisation(NamedTuple):
     limit: float | None = None  # in the model's units; None: no row is left out
 
 
+def check_normalisation(leave_out: float | None, spread: str):
+    "Raise `WorkbookError` for settings that cannot work."
+    if spread not in SPREADS:
+        raise WorkbookError(f"spread={spread!r}: use one of {', '.join(SPREADS)}")
+    if leave_out is not None and not leave_out > 1:
+        raise WorkbookError(f"leave_out={leave_out}: a multiple of the median norm, above 1")
+
+
 def normalisation_of(
     source,  # [n, d] tensor or `Store`: training rows
     centre: bool = True,  # subtract the mean
@@ -240,10 +248,7 @@ def normalisation_of(
     spread: str = "none",  # dimensions brought to one width: "none", "wide" (`WIDE`), "all"
 ) -> Normalisation:
     "The normalisation of training rows; raises `WorkbookError` where they leave nothing to learn."
-    if spread not in SPREADS:
-        raise WorkbookError(f"spread={spread!r}: use one of {', '.join(SPREADS)}")
-    if leave_out is not None and not leave_out > 1:
-        raise WorkbookError(f"leave_out={leave_out}: a multiple of the median norm, above 1")
+    check_normalisation(leave_out, spread)
     if leave_out is None and spread == "none":
         return Normalisation(*scale_and_mean(source, centre))
     x = _some(source)
@@ -252,36 +257,28 @@ def normalisation_of(
         limit = leave_out * float(norm.median())
         x = x[norm <= limit]
     sd = x.std(0)
-    width = sd / sd[sd > 0].median()
-    if not bool((sd > 0).any()):
+    if not (sd > 0).any():
         raise WorkbookError("all training rows are the same: there is nothing to learn")
-    changed = (sd > 0) & (width > (WIDE if spread == "wide" else 0)) & (spread != "none")
+    width = sd / sd[sd > 0].median()
+    changed = width > SPREADS[spread]
     width = torch.where(changed, width, 1.0)
-    mean = x.mean(0)
-    scale, _ = scale_and_mean(x / width, centre)
-    mean = mean if centre else torch.zeros_like(mean)
-    return Normalisation(scale, mean.float(), width.float() if changed.any() else None, limit)
+    scale, mean = scale_and_mean(x / width, centre)
+    return Normalisation(
+        scale, mean * width.float(), width.float() if changed.any() else None, limit
+    )
 
 
 def _some(source, most=2**17):
-    "At most `most` rows in double precision; a store's are shuffled, so the first will do."
+    "At most about `most` rows in double precision; a store's are shuffled, so the first will do."
     if not _is_store(source):
-        rows_of = source[:: max(1, len(source) // most)]
-    else:
-        parts, n = [], 0
-        for b in source.batches(8192, partial=True):
-            parts.append(b.activations)
-            n += len(parts[-1])
-            if n >= most:
-                break
-        rows_of = torch.cat(parts) if parts else torch.zeros(0, 1)
-    if not len(rows_of):
-        raise WorkbookError("there is no row to measure; extract more tokens or a larger fraction")
-    if not torch.isfinite(rows_of).all():
-        raise WorkbookError(
-            "the training rows hold NaN or infinity; find them with torch.isfinite(rows).all(1)"
-        )
-    return rows_of.double()
+        source = source[:: max(1, len(source) // most)]
+    parts, n = [], 0
+    for x in blocks(source):
+        parts.append(x)
+        n += len(x)
+        if n >= most and _is_store(source):
+            break
+    return torch.cat(parts)
 
 # %% ../../nbs/part1_extraction/13_normalisation.ipynb #d1593836
 SCALES = {
