@@ -1,4 +1,5 @@
 """A headless Chromium, driven over its own debugging protocol: no driver, no further package."""
+
 import base64, json, os, shutil, subprocess, tempfile, time, urllib.request
 from pathlib import Path
 
@@ -7,7 +8,9 @@ NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable"
 
 def find_browser() -> str | None:
     "Where Chromium is: `SAE_NOTEBOOKS_BROWSER`, or the first of the usual names on PATH."
-    return os.environ.get("SAE_NOTEBOOKS_BROWSER") or next(filter(None, map(shutil.which, NAMES)), None)
+    return os.environ.get("SAE_NOTEBOOKS_BROWSER") or next(
+        filter(None, map(shutil.which, NAMES)), None
+    )
 
 
 class Browser:
