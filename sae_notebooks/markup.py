@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CLOSED', 'mathml', 'anchor', 'plain', 'Text', 'highlight', 'outside', 'references', 'cited_as', 'glossary', 'Links',
-           'term_anchor']
+           'term_anchor', 'chapter_map']
 
 # %% ../nbs/04a_markup.ipynb #2aff9d62
 import html, re
@@ -231,3 +231,46 @@ class Links:
 
 def term_anchor(term: str) -> str:  # of the glossary
     return "term-" + re.sub(r"\W+", "-", term.lower()).strip("-")
+
+# %% ../nbs/04a_markup.ipynb #6e7547e8
+def chapter_map(book: list, width: int = 900) -> str:  # SVG
+    "A column for each part of the book, in reading order; the appendix and the workshop below."
+    parts = {}
+    for c in book:
+        if c.part or c.number:
+            parts.setdefault(c.part or "Begin", []).append(c.name)
+    aside = [p for p in parts if p.startswith(("Appendix", "Workshop"))]
+    main = [p for p in parts if p not in aside]
+    step = (width - 20) / max(len(main), 1)
+    high = 62 + 19 * max([len(parts[p]) for p in main], default=0)
+    shapes = []
+
+    def box(x, y, wide, tall, title, names, colour, columns=1):
+        shapes.append(
+            f'<rect x="{x:.0f}" y="{y:.0f}" width="{wide:.0f}" height="{tall:.0f}" rx="8"'
+            f' fill="{colour}" fill-opacity=".09" stroke="{colour}"/>'
+            f'<text x="{x + 12:.0f}" y="{y + 24:.0f}" font-weight="650">{html.escape(title)}</text>'
+        )
+        per, most = -(-len(names) // columns), int((wide / columns - 16) / 6.4)
+        for i, name in enumerate(names):
+            left, top = x + 12 + (i // per) * wide / columns, y + 48 + 19 * (i % per)
+            words = html.escape(name if len(name) <= most else name[: most - 1] + "…")
+            shapes.append(f'<text x="{left:.0f}" y="{top:.0f}" font-size="12">{words}</text>')
+
+    for i, part in enumerate(main):
+        box(10 + i * step, 10, step - 22, high, part, parts[part], "#0072B2")
+        if i:
+            x, y = 10 + i * step - 19, 10 + high / 2
+            shapes.append(
+                f'<path d="M{x:.0f} {y:.0f}h14m-6 -5l6 5l-6 5" stroke="#555" fill="none"/>'
+            )
+    y = high + 28
+    for part in aside:
+        tall = 56 + 19 * -(-len(parts[part]) // 4)
+        box(10, y, width - 32, tall, part, parts[part], "#9A9A9A", 4)
+        y += tall + 14
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {y:.0f}" font-size="13"'
+        ' font-family="system-ui,DejaVu Sans,sans-serif" fill="#1d2327">'
+        f'<rect width="100%" height="100%" fill="#fff"/>{"".join(shapes)}</svg>\n'
+    )
