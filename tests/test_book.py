@@ -1,13 +1,14 @@
 """The book as a reader meets it: rendered once, then looked at as files and, where there is one, in
 a browser."""
 
-import json, re, time
+import base64, json, re, time
 from pathlib import Path
 
 import pytest
 
 pytest.importorskip("latex2mathml")
 from browser import Browser, find_browser
+from sae_notebooks.markup import chapter_map
 from sae_notebooks.site import book, chapters, faults
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -111,3 +112,33 @@ def test_light_and_dark_reach_the_cards(site, browser):
     browser.run("localStorage.removeItem('theme')")
     assert {t: len(v) for t, v in seen.items()} == {"light": 1, "dark": 1}, seen
     assert seen["light"] != seen["dark"]
+
+
+def _cells(path):
+    return json.loads((ROOT / "nbs" / path).read_text("utf-8"))["cells"]
+
+
+def test_numbers_of_the_first_page_stand_in_their_chapters():
+    texts = ["".join(c["source"]) for c in _cells("index.ipynb")]
+    found = next(t for t in texts if "## What was found" in t)
+    lines = re.findall(r"^- .*$", found, re.M)
+    assert len(lines) >= 5
+    for line in lines:
+        path = re.search(r"\]\((\S+\.ipynb)\)", line)[1]
+        said = json.dumps(_cells(path), ensure_ascii=False)
+        claimed = re.sub(r"\]\([^)]*\)|chapter \w+", "", line)
+        for number in re.findall(r"(?<![\w.])\d+(?:\.\d+)?(?![\w])", claimed):
+            assert re.search(rf"(?<![\d.]){re.escape(number)}(?![\d])", said), (path, number)
+
+
+def test_the_map_and_the_first_picture_are_fresh():
+    drawn = (ROOT / "nbs/images/map.svg").read_text("utf-8")
+    assert drawn == chapter_map(chapters(ROOT)), "sae_notebooks.site.write_map() draws it anew"
+    picture = (ROOT / "nbs/images/feature.png").read_bytes()
+    shown = [
+        base64.b64decode(o["data"]["image/png"])
+        for c in _cells("05_what_is_a_feature.ipynb")
+        for o in c.get("outputs", [])
+        if "image/png" in o.get("data", {})
+    ]
+    assert picture in shown, "images/feature.png is not a figure of chapter 05"
