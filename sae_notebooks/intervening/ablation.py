@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from fastcore.basics import patch
+from transformers import DynamicCache
 
 from ..core import WorkbookError
 from sae_notebooks.dictionaries.metrics import (
@@ -81,20 +82,33 @@ class Downstream:
     "A text read once up to a site; what comes after can be run for many versions of its rows."
 
     def __init__(self, lm: LanguageModel, ids: torch.Tensor, site):  # ids [b, L]
-        self.lm, self.site, self.ids = lm, as_site(site), ids.to(lm.device)
+        self.lm, self.site, self.ids, self.kept = lm, as_site(site), ids.to(lm.device), None
         with torch.no_grad():
             self.last, self.x, self.before = _read(lm, self.site, self.ids)
 
     def __call__(
         self,
-        new: torch.Tensor,  # [m, L, d] rows of the site; m versions of one text, or b texts
+        new: torch.Tensor,  # [m, L - start, d] rows of the site; m versions of one text, or b texts
         edits: dict | None = None,  # further changes at sites that come later, as `edited` takes
-    ) -> torch.Tensor:  # [m, L, d] last hidden states
+        start: int = 0,  # first token whose row is new
+    ) -> torch.Tensor:  # [m, L - start, d] last hidden states
         "Run the later layers."
-        ids, edits = self.ids.expand(len(new), -1), edits or {}
+        ids, edits = self.ids[:, start:].expand(len(new), -1), edits or {}
+        past = self._past(len(new), start) if start else dict(use_cache=False)
         with self.lm.edited({self.site: lambda _: new, **edits}):
             with _skipped(self.lm.blocks[: self.before]):
-                return self.lm.body(input_ids=ids, use_cache=False).last_hidden_state
+                return self.lm.body(input_ids=ids, **past).last_hidden_state
+
+    @torch.no_grad()
+    def _past(self, m, start):  # keys and values of the tokens before, for each version
+        if self.kept is None:
+            self.kept = DynamicCache()
+            self.lm.body(input_ids=self.ids, past_key_values=self.kept, use_cache=True)
+        past, at = DynamicCache(), torch.arange(start, self.ids.shape[1], device=self.ids.device)
+        for i, layer in enumerate(self.kept.layers):
+            k, v = (t[:, :, :start].expand(m, -1, -1, -1) for t in (layer.keys, layer.values))
+            past.update(k, v, i)
+        return dict(past_key_values=past, use_cache=True, cache_position=at, position_ids=at[None])
 
 # %% ../../nbs/part4_intervening/41_ablation.ipynb #a6135e10
 def _text_codes(lm, sae, ids, x, real):  # codes of b · L rows; bool [b · L] that may be changed
@@ -165,7 +179,7 @@ class Question:
 @patch
 def read(self: Question, hidden: torch.Tensor) -> torch.Tensor:  # [m, L, d] → float64 [m] nats
     "The score that last hidden states give."
-    h = hidden[:, self.start - 1 :]
+    h = hidden[:, self.start - 1 - self.down.ids.shape[1] :]  # from the prompt's last token on
     if len(self.rivals):
         z = _few_logits(self.lm, h[:, 0], torch.cat([self.target[:1], self.rivals]))
         return (z[:, 0] - z[:, 1:].amax(1)).double().cpu()
@@ -179,9 +193,13 @@ def read(self: Question, hidden: torch.Tensor) -> torch.Tensor:  # [m, L, d] →
 @patch
 @torch.no_grad()
 def scores(self: Question, changes) -> np.ndarray:  # float64 [m]
-    "The score after each of many changes of the rows, which come as batches [m, L, d]."
-    parts = [self.read(self.down(self.down.x + c.to(self.down.x))).numpy() for c in changes]
-    return np.concatenate(parts) if parts else np.zeros(0)
+    "The score after each of many changes of the last rows, which come as batches [m, rows, d]."
+    out = []
+    for c in changes:
+        start = self.down.ids.shape[1] - c.shape[1]
+        new = self.down.x[:, start:] + c.to(self.down.x)
+        out.append(self.read(self.down(new, start=start)).numpy())
+    return np.concatenate(out) if out else np.zeros(0)
 
 # %% ../../nbs/part4_intervening/41_ablation.ipynb #6335ef42
 class Effects(NamedTuple):
@@ -204,17 +222,24 @@ def effects(self: Question, by: str = "feature") -> Effects:  # or "position"
         feature, group = torch.unique(feature, return_inverse=True)
     m, L = len(feature), self.down.ids.shape[1]
     W = (self.sae.W_dec.detach() / self.sae.scale).cpu()
-
-    def changes():
-        for a in range(0, m, self.step):
-            on = (group >= a) & (group < a + self.step)
-            z = torch.zeros(min(self.step, m - a), L)
-            z[group[on] - a, row[on]] = value[on]
-            yield -z[..., None] * W[feature[a : a + self.step], None]
-
     removed = torch.zeros(m, dtype=torch.float64).index_add_(0, group, value.double())
+    first = torch.full((m,), L).scatter_reduce(0, group, row, "amin")  # where each becomes active
+    order = torch.argsort(first, stable=True)
+    rank, effect = torch.argsort(order)[group], np.zeros(m)
+
+    def changes(a=0):
+        while a < m:
+            start = int(first[order[a]])
+            some = order[a : a + max(1, self.budget // (L - start))]
+            on = (rank >= a) & (rank < a + len(some))
+            z = torch.zeros(len(some), L - start)
+            z[rank[on] - a, row[on] - start] = value[on]
+            yield -z[..., None] * W[feature[some], None]
+            a += len(some)
+
+    effect[order] = self.clean - self.scores(changes())
     at = row.numpy() if by == "position" else np.full(m, -1)
-    return Effects(feature.numpy(), at, removed.numpy(), self.clean - self.scores(changes()))
+    return Effects(feature.numpy(), at, removed.numpy(), effect)
 
 # %% ../../nbs/part4_intervening/41_ablation.ipynb #4d49483b
 class Fact(NamedTuple):
