@@ -34,7 +34,7 @@ def report(title, times, work, unit, baseline, figures, absent=(), packages=(), 
     for name, t in times.items():
         m = statistics.median(t)
         print(f"{name:<34}{m:>10.3f}{min(t):>8.3f}{max(t):>8.3f}{work / m:>14,.0f}{base / m:>8.2f}")
-    for name in absent: print(f"{name:<34}absent: not installed, not measured (pip install -e '.[bench]')")
+    for name in absent: print(f"{name:<34}absent: not installed, not measured (see benchmarks/README.md)")
     if notes: print(f"\n{notes}")
     print("\nfigures:", {k: None if v is None else round(v, 3) for k, v in figures.items()})
     if json_file:

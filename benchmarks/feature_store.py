@@ -20,7 +20,7 @@ K, CONTEXT = 32, 256
 def synthetic(n_features, tokens, seed=0):
     """Groups for `write_store`: real documents, with codes whose feature densities are log-normal (median about 0.03 %, the densest on about half of the tokens)."""
     from sae_notebooks.dictionaries.sparse import Codes
-    from sae_notebooks.extraction.activations import _groups
+    from sae_notebooks.extraction.passes import _groups
     from sae_notebooks.extraction.corpus import open_corpus
     from sae_notebooks.extraction.language_model import load_model
     from sae_notebooks.reading.features import entries

@@ -1,7 +1,7 @@
 """A training step, side by side: ours, sae-lens, dictionary-learning, eai-sparsify, and the bare encoder product.
 
 Each peer's own step as its own trainer does it (loss, backward, clip, optimiser, dead-feature bookkeeping, decoder norm), in float32, on the same batch held in memory, interleaved in one process.
-The optional packages: pip install sae-lens dictionary-learning eai-sparsify. One group (a size and a variant) at a time is merged into the same file:
+The optional packages: benchmarks/README.md. One group (a size and a variant) at a time is merged into the same file:
     python benchmarks/training.py --group topk_large --json benchmarks/results/training.json
 """
 import json, os, platform, statistics, subprocess, sys, time

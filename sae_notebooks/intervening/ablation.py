@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['MODES', 'CHANGED_HEADS', 'check_ablation', 'Downstream', 'Question', 'Effects', 'Fact', 'like_features', 'Breaks',
-           'break_facts', 'specificity', 'Curves', 'random_sets', 'area']
+           'rank_by_effect', 'break_facts', 'specificity', 'Curves', 'random_sets', 'area']
 
 # %% ../../nbs/part4_intervening/41_ablation.ipynb #d6c2c662
 import math
@@ -299,17 +299,39 @@ class Breaks(NamedTuple):
     null: np.ndarray  # float64 [draws, k, k] the same for features of like activation
 
 
+def rank_by_effect(effects: list, own: bool = False) -> list:  # of features [m], best first
+    """Each fact's features by their effect on it; `own`: less their mean effect on the other
+    facts' prompts."""
+    union = np.unique(np.concatenate([e.feature for e in effects]))
+    table = np.zeros((len(effects), len(union)))
+    for row, e in zip(table, effects):
+        row[np.searchsorted(union, e.feature)] = e.effect
+    others = (table.sum(0) - table) / max(1, len(effects) - 1)
+    score = table - others if own else table
+    ranks = []
+    for row, e in zip(score, effects):
+        mine = row[np.searchsorted(union, e.feature)]
+        ranks.append(e.feature[np.argsort(-mine, kind="stable")])
+    return ranks
+
+
 def break_facts(
-    lm: LanguageModel, sae: SAE, facts: list[Fact], n: int = 5, draws: int = 5, seed: int = 0
+    lm: LanguageModel,
+    sae: SAE,
+    facts: list[Fact],
+    effects: list,  # of `Effects`, on each fact's prompt
+    n: int = 5,  # features of each
+    own: bool = False,  # as `rank_by_effect` takes it
+    draws: int = 5,
+    seed: int = 0,
 ) -> Breaks:
-    "Ablate the n features of largest effect on each fact's prompt in the tests of all facts."
-    rng, chosen, null = np.random.default_rng(seed), [], []
-    for f in facts:
-        e = Question(lm, sae, f.prompt, f.answer, f.rivals).effects()
-        chosen.append(e.feature[np.argsort(-e.effect, kind="stable")[:n]])
+    "Ablate the best n features of each fact's prompt in the tests of all facts."
+    rng, null = np.random.default_rng(seed), []
+    chosen = [r[:n] for r in rank_by_effect(effects, own)]
+    for e, mine in zip(effects, chosen):
         total = np.bincount(e.feature, e.activation, sae.n_features)
-        null.append([like_features(total, chosen[-1], rng) for _ in range(draws)])
-    sets = [*chosen, *(s for k in range(draws) for s in (row[k] for row in null))]
+        null.append([like_features(total, mine, rng) for _ in range(draws)])
+    sets = [*chosen, *(row[k] for k in range(draws) for row in null)]
     clean, after = [], []
     for f in facts:
         q = Question(lm, sae, f.test, f.answer, f.rivals)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PLACES', 'SENTENCES', 'share_above', 'last_token_features', 'background_words', 'explain', 'entity_sentences',
            'concept_sentences', 'mentions_read', 'best_detectors', 'firth', 'profile_interval', 'coefficient_interval',
-           'atlas']
+           'atlas', 'telling_parts', 'cloze', 'n_same']
 
 # %% ../../nbs/part3_reading/35_completeness.ipynb #b22246bd
 import copy, hashlib, json, math, re
@@ -255,16 +255,14 @@ def best_detectors(
     text: LabelledText,
     seed: int = 0,
     labels=None,  # sparse bool [units, concepts] in place of the text's own
+    half=None,  # bool [units]: those that choose; None: half of the documents, by the seed
 ) -> pd.DataFrame:  # a row for each concept: feature, threshold, f1, precision, recall, auroc
     """For each label the feature with the best F1 on one half of the documents, judged on the
     other half at the same threshold."""
     labels = text.units if labels is None else labels
-    half = choosing_half(text.document, seed)
-    A, B, choose = (
-        take_rows(got.features, half),
-        take_rows(got.features, ~half),
-        detection(take_rows(got.features, half), labels[half]),
-    )
+    half = choosing_half(text.document, seed) if half is None else half
+    B = take_rows(got.features, ~half)
+    choose = detection(take_rows(got.features, half), labels[half])
     best, rows = choose["f1"].argmax(0), []
     for c, name in enumerate(text.names):
         f = best[c]
@@ -277,6 +275,7 @@ def best_detectors(
             dict(
                 label=name,
                 feature=int(f),
+                threshold=choose["threshold"][f, c],
                 positives=int(y.sum()),
                 f1=2 * tp / max(1, hit.sum() + y.sum()),
                 precision=precision,
@@ -438,3 +437,53 @@ def atlas(
             )
         )
     return pd.DataFrame(rows).set_index("concept")
+
+# %% ../../nbs/part3_reading/35_completeness.ipynb #a3c35004
+def telling_parts(lm: LanguageModel, answers: list[str]) -> list[tuple]:  # of tokens
+    """The first tokens of each answer, as many as tell it from all others; raises
+    `WorkbookError` where one answer is the beginning of another."""
+    whole = [tuple(lm.encode([" " + a], specials=False)[0].ids.tolist()) for a in answers]
+    parts = []
+    for k, ids in enumerate(whole):
+        others = whole[:k] + whole[k + 1 :]
+        n = next((n for n in range(1, len(ids) + 1) if ids[:n] not in {o[:n] for o in others}), 0)
+        if not n:
+            raise WorkbookError(f"answer {answers[k]!r} is the beginning of another; leave one out")
+        parts.append(ids[:n])
+    return parts
+
+
+@torch.no_grad()
+def cloze(
+    lm: LanguageModel,
+    prompts: list[str],
+    answers: list[str],  # without their space
+    batch: int = 32,  # prompts of the same length at a time
+) -> np.ndarray:  # float64 [prompts, answers] nats
+    """Log-probability of each answer after each prompt, up to the token that tells it from the
+    other answers; raises `WorkbookError` for an encoder."""
+    lm.need_output("fill a gap")
+    parts = telling_parts(lm, answers)
+    starts = sorted({p[:n] for p in parts for n in range(len(p))}, key=len)
+    out = np.zeros((len(prompts), len(answers)))
+    read = [e.ids for e in lm.encode(prompts)]
+    for length in sorted({len(ids) for ids in read}):
+        same = [i for i, ids in enumerate(read) if len(ids) == length]
+        for rows in (same[s : s + batch] for s in range(0, len(same), batch)):
+            for start in starts:
+                after = [k for k, p in enumerate(parts) if len(p) > len(start) == n_same(p, start)]
+                ids = np.stack([np.concatenate([read[i], start]).astype(np.int64) for i in rows])
+                logits = lm.model(
+                    input_ids=torch.from_numpy(ids).to(lm.device),
+                    use_cache=False,
+                    logits_to_keep=1,
+                ).logits[:, -1]
+                next_ = torch.tensor([parts[k][len(start)] for k in after], device=lm.device)
+                said = logits.float().log_softmax(-1)[:, next_].cpu().double().numpy()
+                out[np.ix_(rows, after)] += said
+    return out
+
+
+def n_same(a: tuple, b: tuple) -> int:
+    "How many tokens two answers have in common at their beginning."
+    return next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))

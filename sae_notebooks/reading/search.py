@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['Excited', 'excite', 'surprisal', 'Evidence', 'by_prompts', 'write_prompts', 'occurrences', 'by_words', 'direction_of',
-           'by_direction', 'attribution', 'ablated', 'by_output', 'boosted', 'candidates', 'by_influence', 'Match',
-           'Matches', 'strongest_tokens', 'combine', 'search']
+           'by_direction', 'attribution', 'ablated', 'by_output', 'pushed', 'boosted', 'word_scores', 'candidates',
+           'by_influence', 'Match', 'Matches', 'strongest_tokens', 'combine', 'search']
 
 # %% ../../nbs/part3_reading/36_search.ipynb #0fd600a1
 import html, itertools, math
@@ -18,7 +18,7 @@ from ..core import WorkbookError
 from ..dictionaries.sae import SAE
 from ..dictionaries.sparse import dots
 from ..extraction.language_model import LanguageModel
-from .examples import _batch, site_of, text_codes, vocabulary_scores
+from .examples import _batch, _final_norm, site_of, text_codes
 from .features import FeatureStore, to_bits
 
 # %% ../../nbs/part3_reading/36_search.ipynb #82334416
@@ -310,11 +310,22 @@ def _with_answer(lm, prompt, answer):  # ids of both [n], and how many are the p
     return _batch(lm, np.concatenate([head, tail])), len(head)
 
 
-def _log_probability(lm, ids, start, edit) -> torch.Tensor:  # [rows], of the tokens from start on
-    "Log-probability of a continuation with the site changed; keeps the graph if there is one."
+def _answers(lm, ids, start, edit) -> torch.Tensor:  # [rows, answer's tokens, vocabulary]
+    "Logits for the tokens from start on, with the site changed; keeps the graph if there is one."
+    keep = ids.shape[1] - start + 1
     with lm.edited(edit):
-        logits = lm.model(input_ids=ids, use_cache=False).logits[:, start - 1 : -1].float()
+        logits = lm.model(input_ids=ids, use_cache=False, logits_to_keep=keep).logits
+    return logits[:, :-1].float()
+
+
+def _log_probability(lm, ids, start, edit) -> torch.Tensor:  # [rows], of the tokens from start on
+    logits = _answers(lm, ids, start, edit)
     return logits.log_softmax(-1).gather(2, ids[:, start:, None])[..., 0].sum(1)
+
+
+def _parts(lm, ids, start, rows, budget) -> int:  # batches: of tokens, and of 2²⁵ logits
+    logits = rows * (ids.shape[1] - start + 1) * lm.vocabulary
+    return max(1, math.ceil(rows * ids.shape[1] / budget), math.ceil(logits / 2**25))
 
 
 def _gradient(
@@ -364,9 +375,8 @@ def ablated(
         ids, start = _with_answer(lm, prompt, word)
         ids, site = ids.to(lm.device), site_of(lm, sae)
         clean = float(_log_probability(lm, ids, start, {})[0])
-        for part in np.array_split(
-            np.arange(len(features)), max(1, math.ceil(len(features) * ids.shape[1] / budget))
-        ):
+        n = _parts(lm, ids, start, len(features), budget)
+        for part in np.array_split(np.arange(len(features)), n):
             z = torch.zeros(len(part), ids.shape[1])
             for i, k in enumerate(part):
                 on = codes.indices == int(features[k])
@@ -415,6 +425,39 @@ def by_output(
 
 # %% ../../nbs/part3_reading/36_search.ipynb #edc5ce04
 @torch.no_grad()
+def pushed(
+    lm: LanguageModel,
+    sae: SAE,
+    prompt: str,
+    word: str,
+    change: torch.Tensor,  # [m, tokens or 1, d] in the model's units
+    budget: int = 4096,
+) -> tuple[
+    np.ndarray, list
+]:  # [m] gain of the word's log-probability in nats; [m] the token that the model now says first
+    """Add something to the residual stream at every token that the dictionary reads (not at a
+    begin token beyond its limit), and look at the output."""
+    ids, start = _with_answer(lm, prompt, word)
+    ids, site = ids.to(lm.device), site_of(lm, sae)
+    clean = float(_log_probability(lm, ids, start, {})[0])
+    gain, says = np.zeros(len(change)), []
+
+    def with_some(x):
+        reads = sae.keeps(x.flatten(0, 1)).view(*x.shape[:2], 1)
+        return x + some.to(x) * reads
+
+    for part in np.array_split(
+        np.arange(len(change)), _parts(lm, ids, start, len(change), budget)
+    ):
+        some, rows = change[part], ids.expand(len(part), -1)
+        logits = _answers(lm, rows, start, {site: with_some})
+        p = logits.log_softmax(-1).gather(2, rows[:, start:, None])[..., 0].sum(1)
+        gain[part] = p.cpu().double().numpy() - clean
+        says += [lm.tokenizer.decode([t]) for t in logits[:, 0].argmax(-1).tolist()]
+    return gain, says
+
+
+@torch.no_grad()
 def boosted(
     lm: LanguageModel,
     sae: SAE,
@@ -427,13 +470,12 @@ def boosted(
 ) -> tuple[
     np.ndarray, list
 ]:  # [m] gain of the word's log-probability in nats; [m] the token that the model now says first
-    "Set each feature in turn to a multiple of its maximum at every token, and look at the output."
+    """Set each feature in turn to a multiple of its maximum at every token that the dictionary
+    reads, and look at the output."""
     ids, start = _with_answer(lm, prompt, word)
-    ids, site = ids.to(lm.device), site_of(lm, sae)
     codes = text_codes(lm, sae, ids[0].cpu())
-    clean = float(_log_probability(lm, ids, start, {})[0])
-    gain, says, features = np.zeros(len(features)), [], np.asarray(features, np.int64)
-    for part in np.array_split(features, max(1, math.ceil(len(features) * ids.shape[1] / budget))):
+    gain, says, features = [np.zeros(0)], [], np.asarray(features, np.int64)
+    for part in np.array_split(features, _parts(lm, ids, start, len(features), budget)):
         z = torch.from_numpy(times * store.max[part]).float()[:, None].repeat(1, ids.shape[1])
         for i, f in enumerate(part):
             on = codes.indices == int(f)
@@ -441,23 +483,29 @@ def boosted(
         change = (
             z[..., None].to(sae.W_dec) * (sae.W_dec[torch.from_numpy(part)] / sae.scale)[:, None]
         )
-        with lm.edited({site: lambda x: x + change.to(x)}):
-            logits = (
-                lm.model(input_ids=ids.expand(len(part), -1), use_cache=False)
-                .logits[:, start - 1 : -1]
-                .float()
-            )
-        p = (
-            logits.log_softmax(-1)
-            .gather(2, ids[:, start:].expand(len(part), -1)[..., None])[..., 0]
-            .sum(1)
-        )
-        at = len(says)
-        gain[at : at + len(part)] = p.cpu().double().numpy() - clean
-        says += [lm.tokenizer.decode([t]) for t in logits[:, 0].argmax(-1).tolist()]
-    return gain, says
+        g, said = pushed(lm, sae, prompt, word, change, budget)
+        gain.append(g)
+        says += said
+    return np.concatenate(gain), says
 
 # %% ../../nbs/part3_reading/36_search.ipynb #d07609ce
+@torch.no_grad()
+def word_scores(
+    lm: LanguageModel, directions: torch.Tensor, token: int  # [m, width]
+) -> torch.Tensor:  # [m] standard deviations
+    """One column of the logit lens (`vocabulary_scores`): mean and spread over the vocabulary
+    come from two moments of the unembedding, so that no [m, vocabulary] exists."""
+    norm, W = _final_norm(lm), lm.model.get_output_embeddings().weight[: len(lm.tokenizer)]
+    x = lm.width**0.5 * torch.nn.functional.normalize(directions.float(), dim=1)
+    x = norm(x.to(lm.device, lm.dtype))
+    x = (x - norm(torch.zeros_like(x[:1]))).float()
+    mean, second = W.float().mean(0), torch.zeros(lm.width, lm.width, device=lm.device)
+    for w in W.split(2**14):
+        second += w.float().T @ w.float() / len(W)
+    spread = ((x @ second) * x).sum(1) - (x @ mean) ** 2
+    return (x @ (W[token].float() - mean)) / (spread * len(W) / (len(W) - 1)).sqrt()
+
+# %% ../../nbs/part3_reading/36_search.ipynb #fe9f820a
 def candidates(
     lm: LanguageModel,
     sae: SAE,
@@ -474,9 +522,7 @@ def candidates(
     )
     alive, kept = store.alive, []
     slope = ((sae.W_dec.detach() @ gradient) / sae.scale).cpu().numpy() * times * store.max
-    lens = np.concatenate(
-        [vocabulary_scores(lm, w)[:, first].cpu().numpy() for w in sae.W_dec.detach().split(1024)]
-    )
+    lens = word_scores(lm, sae.W_dec.detach(), first).cpu().numpy()
     order = [alive[np.argsort(-s[alive], kind="stable")][:m] for s in (lens, slope)]
     for f in itertools.chain(*zip(*map(np.ndarray.tolist, order))):
         if f not in kept:

@@ -1,6 +1,6 @@
 """Chapter 20b against the libraries themselves: dictionaries that they train and save, read here; dictionaries written here, read by them.
 
-They are an optional extra: `pip install -e '.[bench]'`, then `pytest tests/peers`.
+They are an optional extra: `pip install -e '.[bench]'`, then `pytest tests/peers`. For dictionary_learning see benchmarks/README.md.
 """
 import importlib.util, json
 
@@ -15,9 +15,16 @@ D, N, K = 32, 96, 6
 PACKAGES = {"sae_lens": "sae-lens", "sparsify": "eai-sparsify", "dictionary_learning": "dictionary-learning"}
 
 
+INSTALL = {"dictionary_learning": "pip install 'python-socketio[client]' && pip install --no-deps dictionary-learning 'nnsight<0.4'"}
+
+
 def need(module):
-    if not importlib.util.find_spec(module): pytest.skip(f"{PACKAGES[module]} is not installed: pip install -e '.[bench]', then pytest tests/peers")
-    return importlib.import_module(module)
+    how = INSTALL.get(module, "pip install -e '.[bench]'")
+    if not importlib.util.find_spec(module): pytest.skip(f"{PACKAGES[module]} is not installed: {how}, then pytest tests/peers")
+    try:
+        return importlib.import_module(module)
+    except ImportError as e: # installed with what it does not need, or without what it does
+        pytest.skip(f"{PACKAGES[module]} cannot be imported here ({e}): {how}")
 
 
 @pytest.fixture(scope="module")
