@@ -170,10 +170,7 @@ def meetings(
     sd = np.sqrt(np.maximum(spread, 1e-12))
     return pd.DataFrame(
         dict(
-            i=i,
-            j=j,
-            together=c,
-            expected=mean,
+            **dict(i=i, j=j, together=c, expected=mean),
             lift=c / np.maximum(chance, 1e-12),
             phi=(c - chance) / np.sqrt(np.maximum(chance * (1 - own / n) * (n - other), 1e-12)),
             z=(c - mean) / sd,
@@ -248,42 +245,34 @@ def partners(
     where, together = np.full((len(sources), 2 * k), -1), np.zeros((len(sources), 2 * k), np.int64)
     for s in progress(range(0, len(sources), 256), "counting meetings", unit="blocks"):
         b = slice(s, s + 256)
-        _partners(
-            sources[b],
-            a.ends,
-            a.rows,
-            a.indptr,
-            a.features,
-            to,
-            order,
-            k,
-            least,
-            where[b],
-            together[b],
-        )
+        out = where[b], together[b]
+        _partners(sources[b], a.ends, a.rows, a.indptr, a.features, to, order, k, least, *out)
     row, column = np.nonzero(where >= 0)
     return meetings(a, sources[row], where[row, column], together[row, column])
 
 # %% ../../nbs/part5_neuroscience/52_connectivity.ipynb #1f1b5d51
+def _places(a):  # of each row: its place in its stratum, where that begins, how long it is
+    size = np.bincount(a.strata)
+    start = np.repeat(np.cumsum(size) - size, size)
+    return np.arange(a.n) - start, start, size[a.strata]
+
+
 def moved(a: Activity, rng) -> np.ndarray:  # int64 [n]: the row whose features each row meets
     """One draw of the null: every document turned round by a random number of tokens (documents
     are shuffled within their group)."""
-    size = np.bincount(a.strata)
-    start = np.repeat(np.cumsum(size) - size, size)
-    size = size[a.strata]
     if a.level == "window":
         return np.lexsort((rng.random(a.n), a.strata))
     turn = rng.integers(1, np.maximum(2, np.bincount(a.strata)))[a.strata]
-    return start + (np.arange(a.n) - start + turn) % size
+    place, start, size = _places(a)
+    return start + (place + turn) % size
 
 
 def later(a: Activity, lag: int) -> np.ndarray:  # int64 [n]
     "The row `lag` tokens later; a document's end meets its beginning, so that no row is lost."
     if a.level != "token" or not isinstance(lag, (int, np.integer)):
         raise WorkbookError(f"lag={lag!r}: a lag is a whole number of tokens")
-    size = np.bincount(a.strata)
-    start = np.repeat(np.cumsum(size) - size, size)
-    return start + (np.arange(a.n) - start + lag) % size[a.strata]
+    place, start, size = _places(a)
+    return start + (place + lag) % size
 
 # %% ../../nbs/part5_neuroscience/52_connectivity.ipynb #45344098
 def judged(
@@ -379,12 +368,9 @@ def windows(
     about as many different features each, within which they may be exchanged."""
     if a.level != "token":
         raise WorkbookError(f"this activity is by {a.level} already; give that of tokens")
-    size = np.bincount(a.strata)
-    start = np.repeat(np.cumsum(size) - size, size)
-    step = tokens or int(size.max())
-    if step < 1:
+    if tokens is not None and tokens < 1:
         raise WorkbookError(f"tokens={tokens}: a window has at least one token")
-    first = (np.arange(a.n) - start) % step == 0
+    first = _places(a)[0] % (tokens or a.n) == 0
     window = (np.cumsum(first) - 1).astype(np.int32)
     ends, which, _ = _by_stratum(a.ends, a.rows, window)
     n = int(window[-1]) + 1
