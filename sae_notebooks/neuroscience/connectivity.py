@@ -447,7 +447,7 @@ def networks(
     seed: int = 0,
 ) -> Communities:
     "The networks of an activity: communities of features that meet in windows of text."
-    found = connectivity(windows(a, window), seed=seed)
+    found = connectivity(windows(a, window), draws=3, seed=seed)
     return communities(graph_of(found), a.n_features, rewired=rewired, seed=seed)
 
 # %% ../../nbs/part5_neuroscience/52_connectivity.ipynb #0f699464
