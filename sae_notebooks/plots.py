@@ -13,7 +13,7 @@ import numpy as np
 from cycler import cycler
 
 # %% ../nbs/appendix/91_plots.ipynb #2242917c
-# Okabe and Ito's palette (2008), which stays apart for colour-blind readers; grey is kept for nulls.
+# Okabe and Ito's palette (2008), which stays apart for colour-blind readers; grey is for nulls.
 colours = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8C6D31", "#5D3A9B"]
 null_colour = "#9A9A9A"
 
@@ -105,7 +105,8 @@ def _run_html(self: MarkedText, text, labels):
     )
     return (
         f'<span title="{html.escape(", ".join(labels))}"'
-        f' style="background:{self.colour_of(inner)}44;{f"box-shadow:{lines};" if lines else ""}border-radius:2px">{words}</span>'
+        f' style="background:{self.colour_of(inner)}44;'
+        f'{f"box-shadow:{lines};" if lines else ""}border-radius:2px">{words}</span>'
     )
 
 
@@ -120,5 +121,6 @@ def _repr_html_(self: MarkedText):
     body = "".join(self._run_html(*r) for r in self.runs())
     return (
         '<div style="max-width:52em;line-height:1.7;margin:.4em'
-        f' 0">{head}{body}{f"<div style=font-size:.85em>{key}</div>" if self.legend and key else ""}</div>'
+        f' 0">{head}{body}'
+        f'{f"<div style=font-size:.85em>{key}</div>" if self.legend and key else ""}</div>'
     )

@@ -293,6 +293,9 @@ def _load(folder):
         raise WorkbookError(
             f"{folder/'sae.safetensors'}: missing, cut off or damaged ({str(e).splitlines()[0]})"
         ) from None
+    beside = folder / "peak.safetensors"  # of dictionaries that were saved before they kept it
+    if "peak" not in tensors and beside.exists():
+        tensors |= safetensors.torch.load_file(beside)
     return about, tensors
 
 # %% ../../nbs/part2_dictionaries/20_sae.ipynb #03118a57

@@ -156,12 +156,9 @@ def measure(
 WIDTHS, TOKENS, BATCH = [2**i for i in range(6, 14)], [2**i for i in range(16, 20)], 1024
 
 
-def runs(
-    lr,
-) -> (
-    dict
-):  # stage → list of (tokens, seed, [TrainConfig]); each item is one pass with several dictionaries on one stream
+def runs(lr) -> dict:  # stage → list of (tokens, seed, [TrainConfig])
     "Every run of the sweep; `lr` is a function of the width."
+    # each item is one pass with several dictionaries on one stream
     topk = lambda F, k=32, **more: TrainConfig("topk", F, k, batch=BATCH, **{"lr": lr(F), **more})
     relu = lambda s: TrainConfig(
         "relu", 1024, None, sparsity=s, batch=BATCH, lr=lr(1024), start_density=0.03

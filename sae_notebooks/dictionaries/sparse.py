@@ -519,7 +519,9 @@ def _columns(k, width):
 def select_top(
     pre: torch.Tensor,  # [n, m] float32 or bfloat16
     k: int,
-    margin: float = 0.0,  # relative: also keep what is within it of the k-th (up to 2k + 32 a row); on a CPU for bfloat16 only, in steps of that type: half of the margin to all of it
+    # relative: also keep what is within it of the k-th (up to 2k + 32 a row); on a CPU for
+    # bfloat16 only, in steps of that type: half of the margin to all of it
+    margin: float = 0.0,
     bias: torch.Tensor | None = None,  # [m], added to every row (float32)
 ) -> Codes:  # values as in `pre`
     "The k largest positive entries of every row."

@@ -64,7 +64,8 @@ class TrainConfig:
         100_000  # tokens without firing, after which a feature counts as dead in training
     )
     resample: tuple = ()  # shares of the training at which dead features start again
-    start_density: float | None = None  # share of the features active at the start (relu, gated, jumprelu); None: biases start at zero
+    # share of the features active at the start (relu, gated, jumprelu); None: biases start at zero
+    start_density: float | None = None
     bandwidth: float = 0.05  # ε of the straight-through estimate (jumprelu)
     prefixes: tuple = (
         1 / 32,
@@ -1090,7 +1091,8 @@ def _post_mortem(folder, trainer, x, error):
 # %% ../../nbs/part2_dictionaries/21_training.ipynb #9b4f4f51
 def train(
     source,  # [n, d] tensor or a `Store` (chapter 12): the training rows
-    configs,  # a `TrainConfig`, or several of one batch size, seed and length, which then share the stream
+    # a `TrainConfig`, or several of one batch size, seed and length, which then share the stream
+    configs,
     folder: str | Path | None = None,  # for the log and checkpoints; None keeps neither
     every: int = 20,  # steps between two records of the log
     checkpoint: int = 200,  # steps between two checkpoints

@@ -195,7 +195,8 @@ def pieces(self: Lexicon, i: int, form: str | None = None) -> tuple:
 
 # %% ../../nbs/part1_extraction/10a_concepts.ipynb #7222fe42
 _an = re.compile(
-    r"(?!uni(?!n|m)|use|usu|util|eu|one\b|once|ubiq)[aeiou]|hour|honest|honou?r|heir|x-ray|8|11\b|18\b|mri\b|mp\b",
+    r"(?!uni(?!n|m)|use|usu|util|eu|one\b|once|ubiq)[aeiou]|"
+    r"hour|honest|honou?r|heir|x-ray|8|11\b|18\b|mri\b|mp\b",
     re.I,
 )
 _sentence_end = re.compile(
