@@ -155,11 +155,12 @@ def _told(share, base):  # [m, concepts], [concepts]: q log₂ q/p
 def best_labels(
     store: FeatureStore, features, names, labels, seed: int = 0
 ) -> tuple[dict, float]:
-    """The label that says most about each feature, with the share of its activation and its
-    score in bits, where the score is above the bound; and the bound."""
+    """The label that says most about each feature, with its share of the squared activation and
+    its score in bits, where the score is above the bound; and the bound."""
     if not names or not len(features):
         return {}, 0.0
     active = store.by_feature(features).scipy()
+    active.data **= 2
     active = sp.diags(1 / np.maximum(np.asarray(active.sum(1))[:, 0], 1e-30)) @ active
     base = np.maximum(np.diff(labels.indptr), 1) / store.text_tokens
     share = (active @ labels.T).toarray()
@@ -167,7 +168,7 @@ def best_labels(
     moved = labels.copy()
     moved.indices = (moved.indices + step) % len(store)
     null = _told((active @ moved.T).toarray(), base).max(1)
-    bound, score = float(np.quantile(null, 0.95)), _told(share, base)
+    bound, score = float(np.quantile(null, 0.99)), _told(share, base)
     best = np.where(share >= 0.5, score, 0).argmax(1)
     at = np.arange(len(best))
     keep = (share[at, best] >= 0.5) & (score[at, best] > bound)
@@ -399,7 +400,7 @@ def feature_name(store, feature, agree) -> str:
     "The label a feature agrees with, or the words it peaks on."
     label, share, _ = agree.get(int(feature), ("", 0, 0))
     words = " · ".join(common_words([peak_words(store, feature)], 3))
-    return f"{words} ({label}, {100 * share:.0f} %)" if label else words
+    return f"{words} ({label}, {100 * share:.0f} %)".strip() if label else words
 
 
 def glimpse(store: FeatureStore, feature: int, name: str, lens: dict | None = None) -> str:  # HTML
@@ -490,7 +491,7 @@ def dictionary_page(
     }
     some = "".join(glimpse(store, f, called[f], lens.get(f)) for f in map(int, dozen))
     how = "the one about which a label of the text says most" if agree else "the most typical"
-    label = " In brackets the label and its share of the feature's activation." if agree else ""
+    label = " In brackets the label and its share of the squared activation." if agree else ""
     pieces = [
         STYLE,
         summary(sae, lm, m, store, held_out=bool(log)),
