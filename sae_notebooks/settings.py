@@ -90,8 +90,8 @@ DEFAULTS = {
     "minilm": SMALL | dict(tokens=400_000),
     "gemma": (
         SMALL
-        | dict(tokens=400_000, features=4096, k=48, eval_tokens=16_000, loss_tokens=3_000)
-        | dict(feature_tokens=60_000)
+        | dict(tokens=400_000, features=4096, k=48, eval_tokens=10_000, loss_tokens=2_500)
+        | dict(feature_tokens=50_000)
         | dict(leave_out=3.0, spread="all")
     ),  # as chapter 13 found for this model
     "llama-3.2-3b": LARGE,
