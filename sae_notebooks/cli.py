@@ -158,6 +158,7 @@ def _run_arguments(p):
     add("leave-out", float, "rows longer than this multiple of the median norm, not read; 0: none")
     add("spread", str, "dimensions brought to one width: none, wide or all (chapter 13)")
     add("eval-tokens", int, "held-out tokens for the metrics")
+    add("loss-tokens", int, "of them, those whose prediction is measured; 0: none")
     add("feature-tokens", int, "held-out tokens to read features on")
     add("shown", int, "features in the report", 50)
     add("dtype", str, "of the model: float32, bfloat16, float16 or auto")
@@ -168,6 +169,28 @@ def _run_arguments(p):
         "site", str, "where to read: kind.layer, such as resid_post.3 (the middle if not given)", ""
     )
     p.add_argument("--layer", type=int, default=None, help="the same as --site resid_post.LAYER")
+    p.add_argument(
+        "--sae",
+        default=None,
+        metavar="DICTIONARY",
+        help=(
+            "report on this one instead of training: a shipped name (S, M, L, gemma-S, gemma-M), a"
+            " folder (ours, SAELens, sparsify, dictionary_learning, Gemma Scope), or"
+            " hf:owner/name/folder"
+        ),
+    )
+    p.add_argument(
+        "--max-length",
+        type=int,
+        default=None,
+        metavar="TOKENS",
+        help="cut each document behind so many tokens (default: read it whole)",
+    )
+    p.add_argument(
+        "--download",
+        action="store_true",
+        help="preset gemma: take the hub's unquantised weights, over the network",
+    )
     add("seed", int, "order of the documents, weights at the start, sample of the report", 0)
     add("text-field", str, "field or column of the text, for files and datasets", "text")
     p.add_argument(
@@ -185,7 +208,7 @@ def _run_arguments(p):
 # %% ../nbs/01_cli.ipynb #65994ece
 def _preset_list() -> str:
     "What the presets fill in, for --help."
-    from sae_notebooks.pipeline import DEFAULTS
+    from sae_notebooks.settings import DEFAULTS
 
     line = lambda d: ", ".join(f"--{k.replace('_', '-')} {v}" for k, v in d.items())
     return (
@@ -197,7 +220,8 @@ def _preset_list() -> str:
 
 
 def _run_of(args):
-    from sae_notebooks.pipeline import Run, RunConfig
+    from sae_notebooks.pipeline import Run
+    from sae_notebooks.settings import RunConfig
 
     if args.layer is not None and args.site:
         raise WorkbookError(f"--site {args.site} and --layer {args.layer}: give one of them")
@@ -210,12 +234,14 @@ def _run_of(args):
 def run(args):
     "The main job: corpus, activations, dictionary, metrics, features, report."
     r, started = _run_of(args), time.time()
-    print(
-        f"model    {r.lm}\ncorpus   {r.corpora[0].name}, {r.config.tokens:,} tokens of it\nfolder  "
-        f" {r.folder}"
-    )
+    given = r.config.sae is not None
+    if given:
+        r.train()  # whether it fits is known before any text is read
+    print(f"model    {r.lm}")
+    rows = "" if given else f", {r.config.tokens:,} tokens of it"
+    print(f"corpus   {r.corpora[0].name}{rows}\nfolder   {r.folder}")
     for line, stage in (
-        ("activations", r.extract),
+        *([] if given else [("activations", r.extract)]),
         ("dictionary", r.train),
         ("metrics", r.metrics),
         ("features", r.features),
@@ -236,10 +262,11 @@ def run(args):
 
 def _print_metrics(m):
     from sae_notebooks.dictionaries.metrics import DEFINITIONS
-    from sae_notebooks.pipeline import HEADLINE, shown_number
+    from sae_notebooks.report import headline, shown_number
 
     print("\nMetrics on held-out text")
-    for k in (*HEADLINE, *(k for k in m if k in DEFINITIONS and k not in HEADLINE)):
+    first = [k for k in headline(m) if k in m]
+    for k in (*first, *(k for k in m if k in DEFINITIONS and k not in first)):
         print(f"  {k:<30} {shown_number(m[k]):>14}  {DEFINITIONS.get(k, '')}")
 
 # %% ../nbs/01_cli.ipynb #089a048e
@@ -253,6 +280,8 @@ def extract(args):
 def train(args):
     "Stage 2 of a run: train the dictionary."
     r = _run_of(args)
+    if r.config.sae is not None:
+        raise WorkbookError(f"--sae {r.config.sae} is not trained here; give it to run or report")
     print(f"{r.train()}\nwritten: {r.folder/'sae'}")
 
 

@@ -1,13 +1,20 @@
 """The command line: settings are judged first, errors are one line, small corpora are divided."""
+import dataclasses
 import errno
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 
 from sae_notebooks import cli
 from sae_notebooks.cli import main
-from sae_notebooks.core import WorkbookError
-from sae_notebooks.pipeline import Run, RunConfig, divided
+from sae_notebooks.core import THREADS, WorkbookError
+from sae_notebooks.dictionaries.interop import to_saelens
+from sae_notebooks.dictionaries.sae import SAE, load_sae
+from sae_notebooks.pipeline import Run, divided
+from sae_notebooks.settings import RunConfig
 
 REFUSED = [
     ("--variant", "foo"),
@@ -30,6 +37,10 @@ REFUSED = [
     ("--device", "cuda:7"),
     ("--site", "resid.3"),
     ("--layer", "-1"),
+    ("--loss-tokens", "-1"),
+    ("--max-length", "2"),
+    ("--sae", "XL"),
+    ("--sae", "hf:owner/../x"),
 ]
 
 
@@ -104,6 +115,124 @@ def test_site_and_layer(tmp_path, capsys):
     assert "give one of them" in capsys.readouterr().err
     c = RunConfig(corpus="concepts:60", tokens=3000, batch=256, features=64, k=4, site="mlp_out.1")
     assert str(Run(c, tmp_path / "run").extract().site) == "mlp_out.1"
+
+
+def test_a_given_dictionary_takes_no_training_options(tmp_path, capsys, unloaded):
+    for option, value in (("--k", "8"), ("--tokens", "9000"), ("--variant", "relu")):
+        out = str(tmp_path / "run")
+        assert main(["run", "--out", out, "--sae", "S", option, value]) == 2
+        error = capsys.readouterr().err
+        assert f"leave out {option} {value}" in error and error.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_given_dictionary_that_does_not_fit_is_refused_in_one_line(tmp_path, capsys):
+    sae = load_sae("S")
+    sae.meta = {}  # as a folder of another library that names no site
+    sae.save(tmp_path / "nameless")
+    SAE(64, 8, k=2, meta=dict(site="resid_post.2")).save(tmp_path / "narrow")
+    SAE(256, 8, k=2, meta=dict(site="blocks.3.attn.hook_z")).save(tmp_path / "strange")
+    SAE(256, 8, k=2, meta=dict(site="resid_post.40")).save(tmp_path / "deep")
+    wrong = {
+        "gemma-S": "trained on gemma",
+        str(tmp_path / "nameless"): "give --site",
+        str(tmp_path / "narrow"): "64 numbers",
+        str(tmp_path / "strange"): "hook_z",
+        str(tmp_path / "deep"): "has layers",
+    }
+    for name, says in wrong.items():
+        assert main(["metrics", "--out", str(tmp_path / "run"), "--sae", name]) == 2
+        error = capsys.readouterr().err
+        last = error.splitlines()[-1]  # before it, the bar of loading the model
+        assert says in last and name in last and "Traceback" not in error
+    assert main(["metrics", "--out", str(tmp_path / "run"), "--sae", "S", "--layer", "4"]) == 2
+    assert "reads resid_post" in capsys.readouterr().err
+
+
+def test_dictionaries_of_other_libraries_and_of_the_hub_are_reported_on(tmp_path, monkeypatch):
+    to_saelens(load_sae("S"), tmp_path / "cache" / "layer" / "S")
+    asked = []
+
+    def hub(name, allow_patterns, local_files_only):
+        asked.append((name, allow_patterns))
+        return str(tmp_path / "cache")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", hub)
+    monkeypatch.setattr("sae_notebooks.settings._online", lambda: False)
+    few = dict(corpus="concepts:60", eval_tokens=600, loss_tokens=200, feature_tokens=600, shown=2)
+    found = {}
+    for i, name in enumerate(("S", str(tmp_path / "cache/layer/S"), "hf:owner/name/layer/S")):
+        run = Run(RunConfig(sae=name, **few), tmp_path / str(i))
+        assert run.report().read_text().count("<article class=fc") == 2
+        found[i] = run.metrics()["explained_variance"]
+        assert not (run.folder / "activations").exists()
+    assert found[1] == pytest.approx(found[0], abs=1e-5) and found[2] == found[1]
+    assert asked[0][0] == "owner/name" and "layer/S/cfg.json" in asked[0][1]
+
+
+def test_a_hub_dictionary_that_cannot_be_had_is_one_line(tmp_path, capsys, monkeypatch):
+    def hub(*_, **__):
+        raise OSError("cannot reach")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", hub)
+    monkeypatch.setattr("sae_notebooks.settings._online", lambda: False)
+    assert main(["run", "--out", str(tmp_path), "--sae", "hf:owner/name/layers.2"]) == 2
+    error = capsys.readouterr().err
+    assert "hub does not give it" in error and error.count("\n") == 1
+
+
+def test_download_reaches_the_model(tmp_path, monkeypatch):
+    asked = {}
+
+    def load(*_, **options):
+        asked.update(options)
+        raise WorkbookError("stop here")
+
+    monkeypatch.setattr("sae_notebooks.pipeline.load_model", load)
+    for options, expected in (([], False), (["--download"], True)):
+        assert main(["run", "--preset", "gemma", "--out", str(tmp_path), *options]) == 2
+        assert asked["download"] is expected
+
+
+def test_documents_are_cut_in_every_stage(tmp_path):
+    c = RunConfig(corpus="concepts:60", tokens=3000, batch=256, features=64, k=4, max_length=40)
+    c = dataclasses.replace(c, eval_tokens=500, loss_tokens=100, feature_tokens=1000, shown=2)
+    run = Run(c, tmp_path / "run")
+    run.report()
+    store, features = run.extract(), run.features()
+    assert max(int(store.read(0).position.max()), 0) < 40
+    ends = [0, *features.document_ends.tolist()]
+    assert 30 < max(b - a for a, b in zip(ends, ends[1:])) <= 40
+    with pytest.raises(WorkbookError, match="max_length=40"):
+        Run(dataclasses.replace(c, max_length=50), tmp_path / "run")
+
+
+def test_a_folder_of_an_older_version_goes_on(tmp_path):
+    "Settings that an older run did not know have their defaults."
+    run = Run(RunConfig(), tmp_path)
+    about = json.loads((tmp_path / "config.json").read_text())
+    for new in ("sae", "max_length", "download"):
+        about.pop(new)
+    (tmp_path / "config.json").write_text(json.dumps(about))
+    (tmp_path / "activations").mkdir()
+    Run(run.config, tmp_path)
+    Run(dataclasses.replace(run.config, download=True, shown=3), tmp_path)
+
+
+def test_the_package_keeps_to_its_share_of_the_cores_under_nbdevs_test_runner():
+    code = (
+        "import torch, sae_notebooks.core, numba;"
+        "print(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)"
+    )
+    clean = {k: v for k, v in os.environ.items() if k not in THREADS}
+    threads = lambda **more: subprocess.run(
+        [sys.executable, "-c", code], env=clean | more, capture_output=True, text=True, check=True
+    ).stdout.split()
+    assert threads(IN_TEST="1") == ["1", "1"]
+    assert threads(IN_TEST="1", OMP_NUM_THREADS="2")[0] == "2"  # who says a number gets it
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    if cores > 1:
+        assert int(threads()[1]) > 1
 
 
 def test_a_single_document_is_divided_by_its_middle(tmp_path):
