@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['OPENINGS', 'DOSES', 'MULTIPLES', 'PHRASES', 'SHOTS', 'write_under', 'surprise', 'distinct', 'next_tokens',
            'concept_words', 'says_words', 'Direction', 'directions', 'prompted', 'steer_table', 'harmonic',
-           'concept_score', 'steering_scores', 'mean_interval']
+           'concept_score', 'steering_scores', 'mean_interval', 'targeted']
 
 # %% ../../nbs/part4_intervening/40b_dose.ipynb #3aa044fc
 import itertools
 import json
 import math
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -58,6 +59,17 @@ def _pushed(lm, site, moves, begin):
     return lm.edited({site: change})
 
 
+@contextmanager
+def _whole_rows(lm):
+    "Hands the head contiguous rows: on a CPU torch multiplies others one by one, ten times slower."
+    head = lm.model.get_output_embeddings()
+    hook = head.register_forward_pre_hook(lambda _, args: (args[0].contiguous(),))
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
 def _left_padded(rows):
     n = max(map(len, rows))
     ids = torch.tensor([[0] * (n - len(r)) + [int(i) for i in r] for r in rows])
@@ -86,7 +98,7 @@ def write_under(
         some = order[i : i + batch]
         ids, mask = (v.to(lm.device) for v in _left_padded([encoded[j] for j in some]))
         begin = ids == first if first is not None else None
-        with _pushed(lm, site, moves[some].to(lm.device), begin):
+        with _pushed(lm, site, moves[some].to(lm.device), begin), _whole_rows(lm):
             new = lm.model.generate(
                 input_ids=ids,
                 attention_mask=mask,
@@ -453,3 +465,12 @@ def mean_interval(scores: pd.DataFrame, replicates: int = 2000, seed: int = 0) -
     means = x[at].mean(1)
     low, high = np.quantile(means, (0.025, 0.975), axis=0)
     return pd.DataFrame(dict(mean=x.mean(0), low=low, high=high), index=scores.columns)
+
+# %% ../../nbs/part4_intervening/40b_dose.ipynb #a27dbf0a
+def targeted(sae: SAE, features, ridge: float = 0.01) -> torch.Tensor:  # [m, d] of length one
+    """Vectors that, by least squares, raise what the encoder reads of one feature and nothing of
+    the others (after Chalnev et al., 2024, with the encoder as the map from push to effect)."""
+    E = sae.W_enc.detach().float()
+    A = E.T @ E
+    A = A + ridge * A.diagonal().mean() * torch.eye(len(A), device=A.device)
+    return F.normalize(torch.linalg.solve(A, E[torch.as_tensor(features)].T).T, dim=1)
