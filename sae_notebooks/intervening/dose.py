@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['OPENINGS', 'DOSES', 'MULTIPLES', 'PHRASES', 'SHOTS', 'write_under', 'surprise', 'distinct', 'next_tokens',
            'concept_words', 'says_words', 'Direction', 'directions', 'prompted', 'steer_table', 'harmonic',
-           'concept_score', 'steering_scores', 'mean_interval', 'targeted']
+           'concept_score', 'steering_scores', 'interval', 'targeted']
 
 # %% ../../nbs/part4_intervening/40b_dose.ipynb #3aa044fc
 import itertools
@@ -443,28 +443,33 @@ def harmonic(concept, fluency):
 
 def concept_score(rank):
     "0 where the judge cannot tell steered from unsteered texts, 1 where it always can."
-    return (2 * rank - 1).clip(lower=0)
+    return np.clip(2 * rank - 1, 0, None)
 
 
-def steering_scores(table: pd.DataFrame) -> pd.DataFrame:  # rows: concepts; columns: methods
-    "The score at the dose that is best on one half of the openings, scored on the other half."
-    t = table[~table.method.isin(["nothing", "multiples"])].copy()
-    t["score"] = harmonic(concept_score(t["rank"]), t.fluency)
-    wide = t.pivot_table(index=["method", "concept", "dose"], columns="half", values="score")
-    out = []
-    for choose, judge in ((0, 1), (1, 0)):
-        best = wide[choose].groupby(level=[0, 1]).idxmax()
-        out.append(wide[judge].loc[best.to_list()].droplevel(2))
-    return ((out[0] + out[1]) / 2).unstack(0)
+def steering_scores(table: pd.DataFrame, replicates: int = 2000, seed: int = 0) -> pd.DataFrame:
+    """Each way's score at the dose that is best on one half of the openings, scored on the other
+    half; means over concepts. Row 0 is observed, the others draw concepts anew (bootstrap)."""
+    out, draws = {}, None
+    for method, t in table[~table.method.isin(["nothing", "multiples"])].groupby("method"):
+        shape = [t[k].nunique() for k in ("concept", "half", "dose")]
+        t = t.sort_values(["concept", "half", "dose"])
+        rank, fluent = (t[k].to_numpy().reshape(shape) for k in ("rank", "fluency"))
+        n = len(rank)
+        if draws is None:
+            rng = np.random.default_rng(seed)
+            draws = np.vstack([np.ones(n), rng.multinomial(n, np.ones(n) / n, replicates)]) / n
+        concept, fluency = (np.einsum("rc,chd->rhd", draws, v) for v in (rank, fluent))
+        score = harmonic(concept_score(concept), fluency)  # [replicates, halves, doses]
+        best = score.argmax(2)
+        rows = np.arange(len(score))
+        out[method] = (score[rows, 1, best[:, 0]] + score[rows, 0, best[:, 1]]) / 2
+    return pd.DataFrame(out)
 
 
-def mean_interval(scores: pd.DataFrame, replicates: int = 2000, seed: int = 0) -> pd.DataFrame:
-    "Mean of each column and its 95 % bootstrap interval over concepts."
-    x = scores.to_numpy()
-    at = np.random.default_rng(seed).integers(len(x), size=(replicates, len(x)))
-    means = x[at].mean(1)
-    low, high = np.quantile(means, (0.025, 0.975), axis=0)
-    return pd.DataFrame(dict(mean=x.mean(0), low=low, high=high), index=scores.columns)
+def interval(scores: pd.DataFrame) -> pd.DataFrame:  # rows: columns of `scores`
+    "Observed value and 95 % bootstrap interval."
+    low, high = scores[1:].quantile(0.025), scores[1:].quantile(0.975)
+    return pd.DataFrame(dict(score=scores.iloc[0], low=low, high=high))
 
 # %% ../../nbs/part4_intervening/40b_dose.ipynb #a27dbf0a
 def targeted(sae: SAE, features, ridge: float = 0.01) -> torch.Tensor:  # [m, d] of length one
