@@ -49,7 +49,7 @@ class Text:
     def __init__(self):
         import mistune
 
-        outer, self.headings = self, []
+        outer, self.headings, self.formulas = self, [], []
 
         class Renderer(mistune.HTMLRenderer):
             def heading(self, text, level, **_):
@@ -70,9 +70,12 @@ class Text:
         )
 
     def heading(self, text, level):
-        name, n = anchor(plain(text)), 1
+        words = anchor(
+            re.sub(r"\ue000(\d+)\ue001", lambda m: self.formulas[int(m[1])], plain(text))
+        )
+        name, n = words, 1
         while any(name == h[2] for h in self.headings):
-            name, n = f"{anchor(plain(text))}-{n}", n + 1
+            name, n = f"{words}-{n}", n + 1
         self.headings.append((level, text, name))
         return (
             f'<h{level} id="{name}">{text}'
@@ -80,16 +83,17 @@ class Text:
         )
 
     def __call__(self, source: str) -> str:
-        formulas = []
+        self.formulas, made = [], []
 
         def out(m):
             if m["code"]:
                 return m[0]
-            formulas.append(mathml(m["block"] or m["inline"], bool(m["block"])))
-            return f"\ue000{len(formulas) - 1}\ue001"
+            self.formulas.append(m["block"] or m["inline"])
+            made.append(mathml(self.formulas[-1], bool(m["block"])))
+            return f"\ue000{len(made) - 1}\ue001"
 
         markup = self.markdown(_MATH.sub(out, source))
-        put_back = lambda text: re.sub(r"\ue000(\d+)\ue001", lambda m: formulas[int(m[1])], text)
+        put_back = lambda text: re.sub(r"\ue000(\d+)\ue001", lambda m: made[int(m[1])], text)
         self.headings = [(l, put_back(t), a) for l, t, a in self.headings]
         markup = re.sub(
             r"<table>.*?</table>", r'<div class="wide" tabindex=0>\g<0></div>', markup, flags=re.S
