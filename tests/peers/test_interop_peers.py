@@ -15,7 +15,7 @@ D, N, K = 32, 96, 6
 PACKAGES = {"sae_lens": "sae-lens", "sparsify": "eai-sparsify", "dictionary_learning": "dictionary-learning"}
 
 
-INSTALL = {"dictionary_learning": "pip install 'python-socketio[client]' && pip install --no-deps dictionary-learning 'nnsight<0.4'"}
+INSTALL = {"dictionary_learning": "pip install 'python-socketio[client]' zstandard && pip install --no-deps dictionary-learning 'nnsight<0.4'"}
 
 
 def need(module):
