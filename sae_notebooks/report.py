@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['PAGE', 'DOMINANT', 'SAYS', 'STYLE', 'KEPT', 'spread_sample', 'middling', 'pages', 'topics', 'peak_words',
-           'common_words', 'labels_of', 'best_labels', 'a_dozen', 'collapsed', 'one_dominates', 'headline',
-           'shown_number', 'summary', 'kept_figure', 'curves', 'feature_name', 'glimpse', 'metrics_table',
+           'word_counts', 'common_words', 'labels_of', 'best_labels', 'a_dozen', 'collapsed', 'one_dominates',
+           'headline', 'shown_number', 'summary', 'kept_figure', 'curves', 'feature_name', 'glimpse', 'metrics_table',
            'dictionary_page']
 
 # %% ../nbs/03a_report.ipynb #55bd07f3
 import html, io, itertools, re
+from collections import Counter
 
 import numpy as np
 import scipy.sparse as sp
@@ -17,29 +18,20 @@ from scipy.cluster.vq import kmeans2
 from scipy.sparse.linalg import svds
 
 from . import plots
-from .core import WorkbookError
 from .dictionaries.metrics import DEFINITIONS
 from .dictionaries.sae import SAE
 from .extraction.corpus import Corpus
 from .extraction.language_model import LanguageModel, as_site
-from sae_notebooks.reading.examples import (
-    Html,
-    _context,
-    density_histogram,
-    feature_card,
-    html_page,
-    lens_bound,
-    logit_lens,
-    shown as as_text,
-)
+from .reading.examples import Html, _context, density_histogram, feature_card
+from .reading.examples import html_page, lens_bound, logit_lens
+from .reading.examples import shown as as_text
 from .reading.features import FeatureStore
 
 # %% ../nbs/03a_report.ipynb #7a145b5b
 def spread_sample(
     density: np.ndarray, n: int, seed: int = 0  # [F]
 ) -> np.ndarray:  # at most n features, ascending in density
-    """Living features drawn evenly over the ranks of their density: one at random from each of
-    n equal groups."""
+    "Living features at random, one from each of n equal groups by rank of density."
     alive = np.flatnonzero(density > 0)
     ranked, rng = alive[np.argsort(density[alive], kind="stable")], np.random.default_rng(seed)
     return np.array(
@@ -117,19 +109,23 @@ def peak_words(store: FeatureStore, feature: int, n: int = 20) -> list[str]:  # 
     return [_whole(h.passage.text, h.passage.start, h.passage.end) for h in found]
 
 
-def common_words(lists, n: int = 3) -> list[str]:
-    "The words that most lists share; of equals those that come first."
-    count = {}
-    for words in lists:
-        for w in dict.fromkeys(w.lower() for w in words if len(w) > 1):
-            count[w] = count.get(w, 0) + 1
-    return sorted(count, key=lambda w: -count[w])[:n]
+def word_counts(lists) -> Counter:
+    "In how many lists each word stands; words in the order in which they came."
+    return Counter(w for l in lists for w in dict.fromkeys(w.lower() for w in l if len(w) > 1))
+
+
+def common_words(lists, n: int = 3, among: dict | None = None) -> list[str]:
+    """The words that most lists share, of equals those that come first; with counts `among` more
+    lists, those that are also rare elsewhere (count² / count there)."""
+    count = word_counts(lists)
+    score = lambda w: count[w] if among is None else count[w] ** 2 / among[w]
+    return sorted(count, key=lambda w: -score(w))[:n]
 
 # %% ../nbs/03a_report.ipynb #d9b2a215
 def labels_of(
     store: FeatureStore, corpus: Corpus
-) -> tuple[list[str], sp.csr_matrix]:  # names, [concepts, tokens]
-    "Which tokens of a store carry which label of its corpus; no names where there are none."
+) -> tuple[list[str], sp.csr_matrix]:  # names, [concepts, tokens]; [] and None without labels
+    "Which tokens of a store carry which label of its corpus."
     names, rows, columns = {}, [], []
     for ordinal, doc in itertools.islice(corpus.items(), len(store.document_ends)):
         if not doc.spans:
@@ -141,7 +137,7 @@ def labels_of(
             rows.append(np.full(len(on), names.setdefault(s.concept, len(names))))
             columns.append(on + at.start)
     if not names:
-        return [], sp.csr_matrix((0, len(store)))
+        return [], None
     at = np.concatenate(rows), np.concatenate(columns)
     m = sp.csr_matrix((np.ones(len(at[0]), np.float32), at), (len(names), len(store)))
     m.data[:] = 1  # two spans of one concept may overlap
@@ -238,17 +234,16 @@ def headline(m: dict) -> tuple[str, ...]:  # names of metrics, the most telling 
 def shown_number(v) -> str:
     if v is None:
         return "not measured"
-    if isinstance(v, float) and v >= 1000:
-        return f"{v:,.0f}"
-    return f"{v:,}" if isinstance(v, int) else f"{v:.4g}" if isinstance(v, float) else str(v)
+    if isinstance(v, float):
+        return f"{v:,.0f}" if v >= 1000 else f"{v:.4g}"
+    return f"{v:,}" if isinstance(v, int) else str(v)
 
 # %% ../nbs/03a_report.ipynb #e39ad148
 SAYS = dict(
     explained_variance="of the variance is explained",
     ce_recovered="of the loss is recovered",
     kl_recovered="of the divergence is recovered",
-    l0="features are active on a token",
-    dead_fraction="of the features are dead",
+    l0="features are active on a token", dead_fraction="of the features are dead",
 )
 
 
@@ -260,30 +255,26 @@ def _tile(m, key):
     "One number in large type, its interval below."
     v = m.get(key)
     big = ("–" if v is None else f"{v:.3g}") if key == "l0" else _percent(v)
-    of = f"{m[f'{key}_low']:.3g} to {m[f'{key}_high']:.3g}" if f"{key}_low" in m else ""
-    if key in ("dead_fraction", "l0"):
-        of = ""
+    of = ""
     if key == "dead_fraction":
-        of = f"never active on {m['dead_tokens']:,} tokens" if "dead_tokens" in m else ""
+        of = f"never active on {m.get('dead_tokens', 0):,} tokens"
+    elif key != "l0" and f"{key}_low" in m:
+        of = f"{m[f'{key}_low']:.3g} to {m[f'{key}_high']:.3g}"
     return f"<div><span class=big>{big}</span><br>{SAYS[key]}<br><span class=mu>{of}</span></div>"
 
 
 def _place(lm, sae):
     "Where a dictionary reads, in words."
     site = as_site(sae.meta.get("site") or lm.middle)
-    what = dict(
-        resid_post="the residual stream behind block",
-        resid_pre="the residual stream before block",
-        mlp_out="the output of the MLP of block",
-        mlp_neurons="the MLP neurons of block",
-    )[site.kind]
-    return f"{what} {site.layer + 1} of {lm.n_layers} ({site})"
+    what = dict(resid_post="the residual stream behind", resid_pre="the residual stream before")
+    what |= dict(mlp_out="the MLP's output in", mlp_neurons="the MLP's neurons in")
+    return f"{what[site.kind]} block {site.layer + 1} of {lm.n_layers} ({site})"
 
 # %% ../nbs/03a_report.ipynb #7e2d29e6
 def _loss_sentence(m):
     "What the reconstruction costs the model, in nats."
-    if m.get("ce_recovered") is None or "ce_clean" not in m:
-        return "The model predicts no next token, so no loss was measured."
+    if m.get("ce_recovered") is None:
+        return "No loss was measured."
     return (
         "With the reconstruction in place of its activations the model's surprisal is"
         f" {m['ce_sae']:.2f} nats a token; it is {m['ce_clean']:.2f} with its own and"
@@ -299,10 +290,10 @@ def summary(
     held_out: bool = False,  # whether the store's text is known not to have been trained on
 ) -> Html:
     "What was trained on what, and how good it is, for a person who has a minute."
-    about, training = sae.meta or {}, (sae.meta or {}).get("training") or {}
-    size = sum(p.numel() for p in lm.model.parameters())
-    rows = f"{training['rows']:,} tokens of " if training.get("rows") else ""
-    source = as_text(str(about.get("corpus") or (about.get("source") or {}).get("format") or ""))
+    about, size = sae.meta or {}, sum(p.numel() for p in lm.model.parameters())
+    rows = (about.get("training") or {}).get("rows")
+    rows = f"{rows:,} tokens of " if rows else ""
+    source = as_text(str(about.get("corpus") or (about.get("source") or {}).get("format", "")))
     trained = f", trained on {rows}{source}" if about.get("corpus") else ""
     given = "" if about.get("corpus") else f" It was trained elsewhere ({source or 'unknown'})."
     why = (
@@ -327,10 +318,12 @@ def summary(
 
 STYLE = (
     "<style>.fc .tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(9em,1fr));gap:1em}"
+    ".fc .me td{vertical-align:top}.fc .me .nu,.fc .me .mu{white-space:nowrap}"
     ".fc .big{font-size:1.9em;font-weight:600}"
     ".fc .glimpses{display:grid;grid-template-columns:repeat(auto-fill,minmax(24em,1fr));gap:1em}"
     ".fc .glimpses>div{border-top:2px solid var(--line);padding-top:.4em}"
-    ".fc a{color:inherit}h2,h2+p{font:600 1.3em system-ui,sans-serif;margin:1.4em 0 .2em}"
+    ".fc a{color:inherit}.fc td>code{white-space:nowrap}"
+    "h2,h2+p{font:600 1.3em system-ui,sans-serif;margin:1.4em 0 .2em}"
     "h2+p{font-size:.9em;font-weight:400;margin:0}</style>"
 )
 
@@ -343,10 +336,7 @@ def _svg(fig) -> str:
 
 
 def _on_white(title, svg):
-    return (
-        "<div class=fc style='background:#fff'>"
-        f"<h4 style='color:#1a1a1a'>{html.escape(title)}</h4>{svg}</div>"
-    )
+    return f"<div class=fc style='background:#fff;color:#1a1a1a'><h4>{title}</h4>{svg}</div>"
 
 
 KEPT = {
@@ -376,23 +366,21 @@ def kept_figure(m: dict):  # a matplotlib figure
 def curves(log: list[dict]):  # a matplotlib figure
     "Loss, explained variance, L0 and dead features over the training."
     names = dict(
-        loss="loss",
-        explained_variance="explained variance",
-        l0="L0, active features",
-        dead="dead, share of features",
+        loss="loss", explained_variance="explained variance",
+        l0="L0, active features", dead="dead, share of features",
     )
     fig, axes = plots.figure(
         9, 4.6, list(names.values()), "training rows", list(names.values()), rows=2, columns=2
     )
     for ax, k in zip(axes.flat, names):
         ax.plot([r["tokens"] for r in log], [r[k] for r in log])
+        ax.locator_params(axis="x", nbins=5)
         if k == "loss":
             ax.set_yscale("log")
             continue
         ax.ticklabel_format(axis="y", useOffset=False)
-        top = max((r[k] for r in log if np.isfinite(r[k])), default=1)
         if k == "l0":
-            ax.set_ylim(0, 1.15 * top)  # TopK: a straight line, and not its rounding errors
+            ax.set_ylim(0, 1.15 * max(r[k] for r in log))  # TopK: a straight line, and not its rounding errors
     return fig
 
 # %% ../nbs/03a_report.ipynb #816a8424
@@ -427,17 +415,14 @@ def metrics_table(m: dict) -> str:  # HTML
     def line(k):
         interval = f" ({m[f'{k}_low']:.4g} to {m[f'{k}_high']:.4g})" if f"{k}_low" in m else ""
         return (
-            "<tr style=vertical-align:top><td"
-            f" style=white-space:nowrap><code>{html.escape(k)}</code><td class=nu"
-            f" style=white-space:nowrap>{shown_number(m[k])}<td class=mu"
-            f" style=white-space:nowrap>{interval}<td>{html.escape(DEFINITIONS.get(k, ''))}"
+            f"<tr><td><code>{html.escape(k)}</code><td class=nu>{shown_number(m[k])}"
+            f"<td class=mu>{interval}<td>{html.escape(DEFINITIONS.get(k, ''))}"
         )
 
     return (
         "<div class=fc><h4>Metrics on held-out text</h4><p class=mu>in brackets the 95 % interval"
-        " of a bootstrap over documents</p><table>"
-        + "".join(map(line, rows))
-        + "</table></div>"
+        f" of a bootstrap over documents</p><table class=me>{''.join(map(line, rows))}"
+        "</table></div>"
     )
 
 # %% ../nbs/03a_report.ipynb #100e1723
@@ -459,10 +444,13 @@ def _by_topic(store, ids, group, cards) -> str:  # HTML
     of = {}
     for f in ids.tolist():
         of.setdefault(group[f], []).append(f)
-    out = []
+    out, words_of = [], {}
+    for f, g in group.items():
+        if g in of and len(words_of.setdefault(g, [])) < 60:
+            words_of[g].append(peak_words(store, f, 8))
+    everywhere = word_counts(itertools.chain(*words_of.values()))
     for g in sorted(of, key=lambda g: -len(of[g])):
-        members = [f for f, h in group.items() if h == g]
-        words = common_words([peak_words(store, f, 8) for f in members[:60]], 6)
+        words = common_words(words_of[g], 6, everywhere)
         title = " · ".join(words) or "signs and rare tokens"
         out.append(f"<h2>{as_text(title)}</h2>" + "".join(cards[f] for f in sorted(of[g])))
     return "".join(out)
