@@ -238,16 +238,14 @@ def term_anchor(term: str) -> str:  # of the glossary
 
 # %% ../nbs/04a_markup.ipynb #6e7547e8
 def chapter_map(book: list, width: int = 900) -> str:  # SVG
-    "A column for each part of the book, in reading order; the appendix and the workshop below."
+    "A box for each part of the book, in reading order; the appendix and the workshop below."
     parts = {}
     for c in book:
         if c.part or c.number:
             parts.setdefault(c.part or "Begin", []).append(c.name)
     aside = [p for p in parts if p.startswith(("Appendix", "Workshop"))]
     main = [p for p in parts if p not in aside]
-    step = (width - 20) / max(len(main), 1)
-    high = 62 + 19 * max([len(parts[p]) for p in main], default=0)
-    shapes = []
+    step, y, shapes = (width - 20) / 3, 10, []
 
     def box(x, y, wide, tall, title, names, colour, columns=1):
         shapes.append(
@@ -261,14 +259,15 @@ def chapter_map(book: list, width: int = 900) -> str:  # SVG
             words = html.escape(name if len(name) <= most else name[: most - 1] + "…")
             shapes.append(f'<text x="{left:.0f}" y="{top:.0f}" font-size="12">{words}</text>')
 
-    for i, part in enumerate(main):
-        box(10 + i * step, 10, step - 22, high, part, parts[part], "#0072B2")
-        if i:
-            x, y = 10 + i * step - 19, 10 + high / 2
-            shapes.append(
-                f'<path d="M{x:.0f} {y:.0f}h14m-6 -5l6 5l-6 5" stroke="#555" fill="none"/>'
-            )
-    y = high + 28
+    for first in range(0, len(main), 3):
+        row = main[first : first + 3]
+        high = 52 + 19 * max(len(parts[p]) for p in row)
+        for i, part in enumerate(row):
+            box(10 + i * step, y, step - 22, high, part, parts[part], "#0072B2")
+            if i:
+                path = f"M{i * step - 9:.0f} {y + high / 2:.0f}h14m-6 -5l6 5l-6 5"
+                shapes.append(f'<path d="{path}" stroke="#555" fill="none"/>')
+        y += high + 16
     for part in aside:
         tall = 56 + 19 * -(-len(parts[part]) // 4)
         box(10, y, width - 32, tall, part, parts[part], "#9A9A9A", 4)

@@ -178,10 +178,14 @@ def _words(node) -> str:
 _NUMPY = re.compile(r"\bnp\.(?:float|int|uint|bool|str)\w*\(((?:'[^']*'|[^()])*)\)")
 
 
-def _dark(markup: str) -> str:  # a card asks the system; on a page it obeys the page
-    return re.sub(
-        r"@media\s*\(prefers-color-scheme:\s*dark\)\s*\{", "html[data-theme=dark]{", markup
-    )
+def _whole(markup: str) -> str:
+    """Part of a page as a page's part: a card obeys the page's colours, not the system's, and a
+    link to what was left out is words."""
+    dark = r"@media\s*\(prefers-color-scheme:\s*dark\)\s*\{"
+    markup = re.sub(dark, "html[data-theme=dark]{", markup)
+    ids = set(re.findall(r"\bid=[\"']?([^\"'\s>]+)", markup))
+    link = r"<a href=[\"']?#([^\"'\s>]+)[\"']?>(.*?)</a>"
+    return re.sub(link, lambda m: m[0] if m[1] in ids else m[2], markup, flags=re.S)
 
 
 def output(data: dict, picture, said: dict, words: str = "") -> str:
@@ -209,7 +213,7 @@ def output(data: dict, picture, said: dict, words: str = "") -> str:
         )
         return f"<figure{place}>{image}{words}</figure>"
     if "text/html" in made:
-        return f'<div class="out wide" tabindex=0>{_dark(made["text/html"])}</div>'
+        return f'<div class="out wide" tabindex=0>{_whole(made["text/html"])}</div>'
     if "text/markdown" in made:
         return f'<div class="out wide">{Text()(made["text/markdown"])}</div>'
     text = _NUMPY.sub(r"\1", made.get("text/plain", ""))
