@@ -90,6 +90,7 @@ def by_row(a: Activity) -> sp.csr_matrix:  # float32 [n, F], one where a feature
     return sp.csr_matrix((ones, a.features, a.indptr), (a.n, a.n_features))
 
 # %% ../../nbs/part5_neuroscience/52_connectivity.ipynb #34e5b2be
+@njit(nogil=True, cache=True)
 def _by_stratum(ends, rows, strata):
     "For each feature the strata in which it is active, and on how many rows of each."
     F = len(ends) - 1
@@ -111,6 +112,7 @@ def _by_stratum(ends, rows, strata):
     return out_ends, which[:m].copy(), count[:m].copy()
 
 
+@njit(nogil=True, cache=True)
 def _within(i, j, ends, which, count, size, seats, mean, spread, less):
     "Expected number of meetings within strata, its variance, and what competition takes off."
     for p in range(len(i)):
@@ -132,6 +134,7 @@ def _within(i, j, ends, which, count, size, seats, mean, spread, less):
                 y += 1
 
 # %% ../../nbs/part5_neuroscience/52_connectivity.ipynb #3d05027b
+@njit(nogil=True, cache=True)
 def _seats(indptr, strata, ends, which, count, size):
     "(1 − Var T / v) / v in every stratum: v the variance of T if features were independent."
     v = np.zeros(len(size))
@@ -174,6 +177,7 @@ def meetings(
     return pd.DataFrame(table)
 
 # %% ../../nbs/part5_neuroscience/52_connectivity.ipynb #fdbcfae7
+@njit(nogil=True, cache=True)
 def _count(rows, to, indptr, features, count):
     "How often each feature is active on the rows that these rows meet."
     for t in rows:
@@ -182,6 +186,7 @@ def _count(rows, to, indptr, features, count):
             count[features[e]] += 1
 
 
+@njit(nogil=True, cache=True)
 def _insert(best, where, together, k, score, j, c):
     "Keep the k largest scores, largest first."
     if score <= best[k - 1]:
@@ -197,6 +202,7 @@ def _insert(best, where, together, k, score, j, c):
     together[m] = c
 
 
+@njit(nogil=True, cache=True)
 def _partners(sources, ends, rows, indptr, features, to, order, k, least, where, together):
     "For each source the k features with the largest phi, then the k with the smallest."
     F, n = len(ends) - 1, len(indptr) - 1
@@ -390,8 +396,7 @@ def windows(
 # %% ../../nbs/part5_neuroscience/52_connectivity.ipynb #e08f5dfd
 def graph_of(found: pd.DataFrame, level: float = 0.05, by: str = "z_total") -> igraph.Graph:
     "Features as nodes (attribute `feature`), pairs above chance as edges with their phi as weight."
-    keep = (found[by.replace("z", "q")] < level) & (found[by] > 0) & (found.phi > 0)
-    edges = found[keep]
+    edges = found[(found[by.replace("z", "q")] < level) & (found[by] > 0) & (found.phi > 0)]
     if not len(edges):
         raise WorkbookError(f"no pair is above chance at q < {level}: there is no graph to draw")
     nodes, ends = np.unique(edges[["i", "j"]].values, return_inverse=True)
@@ -455,10 +460,8 @@ def fingerprint(
     a: Activity, feature: int, community: np.ndarray, draws: int = 20, seed: int = 0
 ) -> pd.DataFrame:  # a row for each community: met, expected, log2 ratio, null interval
     "How often a feature meets each community, more or less than its documents alone explain."
-    if community.max() < 0:
-        raise WorkbookError("no community has a member; make some with `communities`")
-    if a.counts[feature] == 0:
-        raise WorkbookError(f"feature {feature} is active on no row, so it meets nobody")
+    if community.max() < 0 or a.counts[feature] == 0:
+        raise WorkbookError(f"feature {feature} is on no row, or no community has a member")
     mine = a.rows[a.ends[feature] : a.ends[feature + 1]]
     others = np.where(np.arange(a.n_features) == feature, -1, community)
     rng = np.random.default_rng(seed)
@@ -491,7 +494,6 @@ def partial_correlation(
         x = np.column_stack([x, total])
     x = (x - x.mean(0)) / np.maximum(x.std(0), 1e-12)
     P = LedoitWolf(assume_centered=True).fit(x).precision_
-    d = np.sqrt(np.diag(P))
-    out = -P / np.outer(d, d)
+    out = -P / np.sqrt(np.outer(np.diag(P), np.diag(P)))
     np.fill_diagonal(out, 1)
     return out[:m, :m]
