@@ -38,7 +38,8 @@ from fastcore.basics import patch
 
 # %% ../../nbs/appendix/90_workbook_model.ipynb #7ca1081b
 BOS, EOS, PAD = "<|begin_of_text|>", "<|end_of_text|>", "<|pad|>"
-# contractions; words with the character before them; single digits; punctuation with line breaks; white space
+# contractions; words with the character before them; single digits; punctuation with line
+# breaks; white space
 _split = (
     r"'(?:s|t|re|ve|m|ll|d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}|"
     r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
