@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['COMMANDS', 'command', 'build_parser', 'main', 'print_table', 'write_json', 'run', 'extract', 'train', 'metrics',
-           'features', 'report', 'corpus', 'train_model', 'train_shipped', 'execute', 'readme', 'test']
+           'features', 'report', 'corpus', 'train_model', 'train_shipped', 'steer_table', 'ability_table', 'execute',
+           'readme', 'book', 'test']
 
 # %% ../nbs/01_cli.ipynb #bdef7265
 import argparse, dataclasses, errno, json, os, sys, time
@@ -439,6 +440,41 @@ def train_shipped(args):
     work = gemma.train_gemma if args.name.startswith("gemma") else scaling.train_shipped
     print(f"written: {work(args.name, args.out)}")
 
+# %% ../nbs/01_cli.ipynb #dd493d89
+def _table_arguments(p):
+    p.add_argument("--preset", default="workbook", help="the model to steer")
+    p.add_argument("--sae", default=None, help="its dictionary (default: M, or gemma-M for gemma)")
+    p.add_argument("--out", default=None, metavar="FILE", help="default: in benchmarks/results")
+
+
+def _steered(args):
+    return args.preset, args.sae or ("gemma-M" if args.preset == "gemma" else "M")
+
+
+def _steer_arguments(p):
+    _table_arguments(p)
+    p.add_argument("--repeats", type=int, default=1, help="texts of each kind behind each opening")
+
+
+@command("steer-table", _steer_arguments)
+def steer_table(args):
+    "Write thousands of steered texts and judge them: concepts, ways and doses (resumes)."
+    from sae_notebooks.intervening import dose
+
+    if args.repeats < 1:
+        raise WorkbookError(f"--repeats {args.repeats}: write at least one text of each kind")
+    table = dose.steer_table(*_steered(args), out=args.out, repeats=args.repeats)
+    print(dose.interval(dose.steering_scores(table)).round(3))
+
+
+@command("ability-table", _table_arguments)
+def ability_table(args):
+    "Push by every feature: which abilities appear, which break (resumes)."
+    from sae_notebooks.intervening import abilities
+
+    for row in abilities.ability_table(*_steered(args), out=args.out)["abilities"]:
+        print(row)
+
 # %% ../nbs/01_cli.ipynb #731fc09f
 @command(
     "execute",
@@ -463,6 +499,14 @@ def readme(args):
     root = get_config().config_path
     with atomic_write(root / "README.md") as part:
         part.write_text(readme_text(root / "nbs" / "index.ipynb"), "utf-8")
+
+# %% ../nbs/01_cli.ipynb #f1384b00
+@command("book", lambda p: p.add_argument("--out", default="_site", help="folder to write"))
+def book(args):
+    "Render the book, without running it, to a site that needs no network."
+    from sae_notebooks import site
+
+    print(f"{site.book(args.out)}\nopen {args.out}/index.html")
 
 # %% ../nbs/01_cli.ipynb #b810e616
 def _test_arguments(p):

@@ -69,7 +69,7 @@ def pages(store: FeatureStore, features) -> sp.csr_matrix:  # [len(features), pa
     m.sum_duplicates()
     m.data = np.log1p(m.data)
     on = np.bincount(m.indices, minlength=m.shape[1])
-    m = m @ sp.diags(np.log((1 + m.shape[0]) / (1 + on)))
+    m = m @ sp.diags(np.log1p(m.shape[0] / np.maximum(on, 1)))
     length = np.sqrt(np.asarray(m.multiply(m).sum(1))[:, 0])
     return sp.diags(1 / np.maximum(length, 1e-30)) @ m
 
@@ -83,7 +83,10 @@ def topics(
     rank = min(2 * n, min(m.shape) - 1)
     if n < 2 or rank < 2:
         return np.zeros(m.shape[0], np.int64), np.ones(m.shape[0])
-    u, s, _ = svds(m.astype(np.float64), k=rank, v0=rng.standard_normal(min(m.shape)))
+    if min(m.shape) < 100:
+        u, s, _ = (v[..., :rank] for v in np.linalg.svd(m.toarray(), full_matrices=False))
+    else:
+        u, s, _ = svds(m.astype(np.float64), k=rank, v0=rng.standard_normal(min(m.shape)))
     x = u * s
     x /= np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-30)
     centres, group = kmeans2(x, n, minit="++", seed=rng, missing="warn")

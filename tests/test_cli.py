@@ -7,11 +7,13 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from sae_notebooks import cli
 from sae_notebooks.cli import main
 from sae_notebooks.core import THREADS, WorkbookError
 from sae_notebooks.dictionaries.interop import to_saelens
+from sae_notebooks.dictionaries.metrics import evaluate
 from sae_notebooks.dictionaries.sae import SAE, load_sae
 from sae_notebooks.pipeline import Run, divided
 from sae_notebooks.settings import RunConfig
@@ -168,6 +170,21 @@ def test_dictionaries_of_other_libraries_and_of_the_hub_are_reported_on(tmp_path
         assert not (run.folder / "activations").exists()
     assert found[1] == pytest.approx(found[0], abs=1e-5) and found[2] == found[1]
     assert asked[0][0] == "owner/name" and "layer/S/cfg.json" in asked[0][1]
+
+
+def test_a_dictionary_with_each_token_in_its_own_units_is_reported_on(tmp_path):
+    sae = load_sae("S")
+    sae.token_norm = "layer_norm"  # of other weights, but the same way through every stage
+    to_saelens(sae, tmp_path / "theirs")
+    x = torch.randn(300, sae.d) * torch.rand(300, 1) + 1
+    error = (x - sae(x)).square().sum() / (x - x.mean(0)).square().sum()
+    assert evaluate(sae, x)["explained_variance"] == pytest.approx(1 - float(error), abs=1e-5)
+    few = dict(corpus="concepts:60", eval_tokens=600, loss_tokens=200, feature_tokens=600, shown=2)
+    run = Run(RunConfig(sae=str(tmp_path / "theirs"), **few), tmp_path / "run")
+    assert run.report().read_text().count("<article class=fc") == 2
+    again = run.train()
+    assert again.token_norm == "layer_norm"
+    torch.testing.assert_close(again(x), sae(x), rtol=1e-4, atol=1e-4)
 
 
 def test_a_hub_dictionary_that_cannot_be_had_is_one_line(tmp_path, capsys, monkeypatch):

@@ -135,3 +135,20 @@ def test_rows_beyond_the_norm_rule_are_left_alone():
             LM.model(input_ids=torch.tensor([[5, 50, 60, 70, 80]]))
     moved = (seen["x"][0] - next(iter(x.values()))[0]).norm(dim=1) > 0
     assert moved.tolist() == (norms <= sae.limit).tolist()
+
+
+@pytest.mark.parametrize("token_norm", ["layer_norm", "rescale"])
+def test_tokens_in_their_own_units(token_norm):
+    sae = foreign(model="workbook", site="resid_post.2")
+    sae.token_norm = token_norm
+    x = LM.capture(torch.tensor([[5, 50, 60, 70, 80]]), "resid_post.2")
+    x = next(iter(x.values()))[0]
+    f = sae.encode_dense(x)
+    changed = f.clone()
+    changed[:, 3] = 7.0
+    slow = sae.decode(changed, x) + x - sae.decode(f, x)
+    seen = {}
+    with intervene(LM, sae, Clamp(3, value=7.0)):
+        with LM.edited({"resid_post.2": lambda x: seen.update(x=x)}):
+            LM.model(input_ids=torch.tensor([[5, 50, 60, 70, 80]]))
+    assert torch.allclose(seen["x"][0], slow, atol=1e-3)

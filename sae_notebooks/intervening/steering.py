@@ -205,6 +205,8 @@ def _change(plan: _Plan, x, position):  # rows [n, d], their positions [n] → [
         else:
             new[:, at] = amount
     out = (new - old) @ sae.W_dec[f] / sae.scale
+    if sae.token_norm:  # each token in its own units
+        out = out * sae.token_statistics(x)[1]
     for direction, value in plan.moves:
         u = direction.to(x.device)
         out = out + (u if value is None else (value.to(x.device) - (x + out) @ u)[:, None] * u)

@@ -105,8 +105,8 @@ def affects(
     ids,
     feature: int,
     target: int,  # the token at which the feature is read
-    baseline: str = "mean",  # what a token is compared with: the mean of the text's token vectors, or "zero"
-    steps: int = 1,  # 1: the gradient at the text itself; more: its mean on the way from the baseline (Sundararajan et al., 2017)
+    baseline: str = "mean",  # a token is compared with the mean of the text's, or with "zero"
+    steps: int = 1,  # 1: the gradient at the text itself; more: its mean on the way there
 ) -> np.ndarray:  # float32 [n], in units of the feature's value
     """How much each token moves a feature: gradient × (input − baseline), one backward pass
     (Shrikumar et al., 2017)."""
@@ -242,7 +242,10 @@ def effects(
     return np.concatenate([[np.nan], (without - clean)[0].float().cpu().numpy()]).astype(np.float32)
 
 # %% ../../nbs/part3_reading/31_examples.ipynb #1cae7ec1
-_odd = "&<>\"'\x00-\x1f\x7f-\x9f\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff\ufff9-\ufffb\ud800-\udfff"
+_odd = (
+    "&<>\"'\x00-\x1f\x7f-\x9f\u200b\u200e\u200f\u2028-\u202e"
+    "\u2060-\u2069\ufeff\ufff9-\ufffb\ud800-\udfff"
+)
 _odd_run = re.compile(f"[{_odd}]")
 
 
@@ -307,12 +310,28 @@ def coloured(
     ) + shown(text[ends[-1] : right])
 
 # %% ../../nbs/part3_reading/31_examples.ipynb #2d3858b6
-CSS = """.fc{--on:230,159,0;--neg:0,114,178;--ink:#1a1a1a;--soft:#5c5c5c;--line:#d5d5d5;--paper:#fff;color:var(--ink);background:var(--paper);font:14px/1.55 system-ui,sans-serif;max-width:62em;padding:.8em 1em;border:1px solid var(--line);border-radius:6px;margin:.8em 0;overflow-wrap:anywhere}
-@media(prefers-color-scheme:dark){.fc{--on:196,116,0;--neg:30,120,200;--ink:#ececec;--soft:#a9a9a9;--line:#3c3c3c;--paper:#161616}}
-.fc h3{margin:0;font-size:1.15em}.fc h4{margin:.2em 0;font-size:.9em}.fc p,.fc ol,.fc ul{margin:.25em 0}.fc .mu,.fc summary small{color:var(--soft);font-size:.92em;font-weight:400}
-.fc .gr{display:flex;flex-wrap:wrap;gap:.4em 1.8em;margin:.5em 0}.fc ol,.fc ul{padding:0;list-style:none}.fc ol>li{display:grid;grid-template-columns:3.6em 1fr;padding:.3em 0;border-top:1px solid var(--line)}.fc ul{padding:.3em 0;border-top:1px solid var(--line)}
-.fc i{color:var(--soft);font-style:normal;font-variant-numeric:tabular-nums}.fc bdi{white-space:pre-wrap}.fc b{font-weight:inherit;border-radius:2px}.fc u{text-decoration-thickness:2px;text-underline-offset:2px}.fc summary{cursor:pointer;font-weight:600;margin:.3em 0}
-.fc td,.fc th{padding:0 .7em 0 0;text-align:left;font-weight:inherit;background:none;color:inherit;border:0}.fc td.nu{text-align:right;font-variant-numeric:tabular-nums}.fc table{border-collapse:collapse;font-size:.92em;margin:0}.fc code{background:none;color:inherit;padding:0;white-space:pre-wrap;font:1em ui-monospace,monospace}.fc svg{display:block;fill:currentColor;font-size:10px}
+CSS = """.fc{--on:230,159,0;--neg:0,114,178;--ink:#1a1a1a;--soft:#5c5c5c;--line:#d5d5d5;
+--paper:#fff;color:var(--ink);background:var(--paper);font:14px/1.55 system-ui,sans-serif;
+max-width:62em;padding:.8em 1em;border:1px solid var(--line);border-radius:6px;margin:.8em 0;
+overflow-wrap:anywhere}
+@media(prefers-color-scheme:dark){.fc{--on:196,116,0;--neg:30,120,200;--ink:#ececec;--soft:#a9a9a9;
+--line:#3c3c3c;--paper:#161616}}
+.fc h3{margin:0;font-size:1.15em}.fc h4{margin:.2em 0;font-size:.9em}
+.fc p,.fc ol,.fc ul{margin:.25em 0}
+.fc .mu,.fc summary small{color:var(--soft);font-size:.92em;font-weight:400}
+.fc .gr{display:flex;flex-wrap:wrap;gap:.4em 1.8em;margin:.5em 0}
+.fc ol,.fc ul{padding:0;list-style:none}
+.fc ol>li{display:grid;grid-template-columns:3.6em 1fr;padding:.3em 0;
+border-top:1px solid var(--line)}.fc ul{padding:.3em 0;border-top:1px solid var(--line)}
+.fc i{color:var(--soft);font-style:normal;font-variant-numeric:tabular-nums}
+.fc bdi{white-space:pre-wrap}.fc b{font-weight:inherit;border-radius:2px}
+.fc u{text-decoration-thickness:2px;text-underline-offset:2px}
+.fc summary{cursor:pointer;font-weight:600;margin:.3em 0}
+.fc td,.fc th{padding:0 .7em 0 0;text-align:left;font-weight:inherit;background:none;color:inherit;
+border:0}.fc td.nu{text-align:right;font-variant-numeric:tabular-nums}
+.fc table{border-collapse:collapse;font-size:.92em;margin:0}
+.fc code{background:none;color:inherit;padding:0;white-space:pre-wrap;
+font:1em ui-monospace,monospace}.fc svg{display:block;fill:currentColor;font-size:10px}
 """ + "".join(
     f".fc b.{c}{{background:rgba(var(--{hue}),{.1 + .085 * i:.2f})}}"
     for hue, classes in zip(("on", "neg"), LEVELS)
@@ -437,9 +456,10 @@ def density_histogram(store: FeatureStore, bins: int = 40) -> Html:
     dead = store.n_features - len(d)
     low, high = (np.floor(d.min()), np.ceil(d.max())) if len(d) else (-6, 0)
     counts = np.histogram(d, bins, (low, high))[0]
+    ends = f"{10.0 ** low:g} of the tokens", f"{10.0 ** high:g}"
+    bars = _bars(counts, "histogram of the densities", *ends, 420, 90)
     return Html(
-        f'<div class=fc><h4>Density of {store.n_features:,}'
-        f' features</h4>{_bars(counts, "histogram of the densities", f"{10.0 ** low:g} of the tokens", f"{10.0 ** high:g}", 420, 90)}<p'
+        f'<div class=fc><h4>Density of {store.n_features:,} features</h4>{bars}<p'
         f' class=mu>height: logarithm of the number of features, at most {max(counts):,}; {dead:,}'
         f' dead on {store.text_tokens:,} tokens; median of the others'
         f' {10 ** np.median(d):.2g}</p></div>'
@@ -574,9 +594,10 @@ def _three(r: Reading, words: int = 40) -> str:
             return ""
         v = np.where(inside, np.nan_to_num(v), 0)
         scale = np.abs(v).max()
+        words_ = coloured(r.text, left, right, r.offsets, v, scale, (a, b))
         return (
             f"<li><span class=mu>{name}"
-            f" <small>({note.format(scale)})</small></span><br><bdi>{coloured(r.text, left, right, r.offsets, v, scale, (a, b))}</bdi></li>"
+            f" <small>({note.format(scale)})</small></span><br><bdi>{words_}</bdi></li>"
         )
 
     return (
@@ -701,9 +722,9 @@ def text_view(
     for f in features:
         v = codes[:, [f]].toarray()[:, 0]
         most = float(store.max[f]) if store is not None and store.max[f] else float(v.max())
-        lines.append(
-            f"<li><i>{f}<br><small>{v.max():.3g}</small></i><bdi>{coloured(text, 0, len(text), e.offsets, v, max(most, float(v.max())))}</bdi></li>"
-        )
+        scale = max(most, float(v.max()))
+        words_ = coloured(text, 0, len(text), e.offsets, v, scale)
+        lines.append(f"<li><i>{f}<br><small>{v.max():.3g}</small></i><bdi>{words_}</bdi></li>")
     known = (
         "its highest value on the store" if store is not None else "the highest value in this text"
     )

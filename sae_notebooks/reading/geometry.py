@@ -234,9 +234,8 @@ def words(text: SharedText, lm: LanguageModel, name: str, feature: int, n: int =
         .sum()
         .sort_values(ascending=False)
     )
-    return (
-        " ".join(f"‹{lm.tokenizer.decode([int(t)])}›" for t in mass.index[:n]) or "(never active)"
-    )
+    names = (f"‹{lm.tokenizer.decode([int(t)])}›" for t in mass.index[:n])
+    return " ".join(names) or "(never active)"
 
 # %% ../../nbs/part3_reading/34_geometry.ipynb #e73156d8
 def best_feature(p: Profile, label: int) -> int:
