@@ -133,6 +133,7 @@ def code_cell(source: str, outputs: list, symbols: dict) -> str:
         return ""
     if said.get("code-fold") == "true":
         return _fold(html.escape(said.get("code-summary", "Code")), shown)
+    called = _names(code)
     if "export" in said:
         head = signature(code)
         rest = code.count("\n") - head.count("\n")
@@ -141,7 +142,8 @@ def code_cell(source: str, outputs: list, symbols: dict) -> str:
         lines = len(code.split("\n"))
         more = _fold(f"Source, {lines} lines", shown, "source")
         return f'<div class="api">{highlight(head)}{more}</div>' if rest > 2 else shown
-    called = _names(code)
+    if "figure" in called and any("image/png" in o.get("data", {}) for o in outputs):
+        return _fold("The figure's code", shown)
     checks = any(n.startswith("test_") for n in called) or any(
         isinstance(n, ast.Assert) for n in tree
     )
@@ -217,6 +219,8 @@ def output(data: dict, picture, said: dict, words: str = "") -> str:
     if "text/markdown" in made:
         return f'<div class="out wide">{Text()(made["text/markdown"])}</div>'
     text = _NUMPY.sub(r"\1", made.get("text/plain", ""))
+    if re.match(r"\[?<matplotlib|Text\(", text):  # what a plotting call leaves behind
+        return ""
     return f'<pre class="out" tabindex=0>{html.escape(text)}</pre>' if text else ""
 
 

@@ -56,6 +56,17 @@ def test_no_directive_and_no_raw_formula_is_left(site):
         assert not [r for r in results if re.search(r"np\.(float|int)\d+\(", r)], page
 
 
+def test_no_placeholder_is_left_in_a_chapter():
+    left = {
+        c.path: m[0]
+        for c in chapters(ROOT)
+        for cell in _cells(c.path)
+        if cell["cell_type"] == "markdown"
+        if (m := re.search(r"\b(FOUND|HEADLINE|TODO|XXX+|TBD)\b", "".join(cell["source"])))
+    }
+    assert not left
+
+
 def test_the_search_knows_every_section(site):
     text = (site[0] / "book/index.js").read_text("utf-8")
     rows = json.loads(text.removeprefix("BOOK="))
