@@ -393,7 +393,8 @@ def steer_table(
     concepts: list[str] | None = None,  # None: two of each family that the judge knows best
 ) -> pd.DataFrame:  # one line for each concept, method, dose and half of the openings
     """Write thousands of steered texts and judge them. Resumes after a kill: what was written
-    is kept in the cache. Measured: 4 minutes for the workbook model, 25 for Gemma on one core."""
+    is kept in the cache. Measured on one busy core: twelve minutes for the workbook model (two
+    repeats), twenty for Gemma."""
     lm, sae = load_model(preset, "bfloat16" if preset == "gemma" else "float32"), load_sae(
         dictionary
     )
