@@ -15,7 +15,6 @@ from collections import Counter
 import numpy as np
 import scipy.sparse as sp
 from scipy.cluster.vq import kmeans2
-from scipy.sparse.linalg import svds
 
 from . import plots
 from .dictionaries.metrics import DEFINITIONS
@@ -78,18 +77,14 @@ def topics(
     store: FeatureStore, features, n: int = 12, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:  # group of each feature, how typical it is for its group
     "Groups of features that are active in the same stretches of text."
-    m, rng = pages(store, features), np.random.default_rng(seed)
+    m = pages(store, features)
     n = min(n, m.shape[0])
-    rank = min(2 * n, min(m.shape) - 1)
-    if n < 2 or rank < 2:
+    if n < 2:
         return np.zeros(m.shape[0], np.int64), np.ones(m.shape[0])
-    if min(m.shape) < 100:
-        u, s, _ = (v[..., :rank] for v in np.linalg.svd(m.toarray(), full_matrices=False))
-    else:
-        u, s, _ = svds(m.astype(np.float64), k=rank, v0=rng.standard_normal(min(m.shape)))
-    x = u * s
+    size, u = np.linalg.eigh((m @ m.T).toarray())  # squared singular values
+    x = u[:, -2 * n :] * np.sqrt(np.maximum(size[-2 * n :], 0))
     x /= np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-30)
-    centres, group = kmeans2(x, n, minit="++", seed=rng, missing="warn")
+    centres, group = kmeans2(x, n, minit="++", seed=seed, missing="warn")
     centres /= np.maximum(np.linalg.norm(centres, axis=1, keepdims=True), 1e-30)
     return group.astype(np.int64), (x * centres[group]).sum(1)
 
@@ -383,7 +378,7 @@ def curves(log: list[dict]):  # a matplotlib figure
             continue
         ax.ticklabel_format(axis="y", useOffset=False)
         if k == "l0":
-            ax.set_ylim(0, 1.15 * max(r[k] for r in log))  # TopK: a straight line, and not its rounding errors
+            ax.set_ylim(0, 1.15 * max(r[k] for r in log))  # of TopK a straight line
     return fig
 
 # %% ../nbs/03a_report.ipynb #816a8424
