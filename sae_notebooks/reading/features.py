@@ -535,7 +535,7 @@ def _end(folder, settings, memory):
 
 # %% ../../nbs/part3_reading/30_features.ipynb #c1932994
 def write_store(
-    groups,  # function of (settings, state) that yields (list of `Entry`, `Codes`) from document state["next"] on (None: from the start)
+    groups,  # of (settings, state): yields (`Entry`s, `Codes`) from document state["next"] on
     folder: str | Path,
     n_features: int,
     dtype: str = "float16",
@@ -764,10 +764,10 @@ def _check(self: FeatureStore, sae, model):
 @patch
 def _map(self: FeatureStore, path, dtype, n):
     size = path.stat().st_size if path.exists() else -1
-    if size != n * np.dtype(dtype).itemsize:
+    if size != (wanted := n * np.dtype(dtype).itemsize):
+        what = "missing" if size < 0 else f"{size} bytes where {wanted} belong"
         raise WorkbookError(
-            f"{path}:"
-            f" {'missing' if size < 0 else f'{size} bytes where {n * np.dtype(dtype).itemsize} belong'};"
+            f"{path}: {what};"
             " the store is damaged, delete its folder and build it again"
         )
     return _array(path, dtype)
@@ -971,7 +971,8 @@ class Hits(list):
                 f"<tr><td>{h.value:.2f}</td><td"
                 f" style='text-align:left;color:#808080'>{html.escape(p.id)}:{p.position}</td><td"
                 f" style='text-align:left'>{e(p.text[p.left:p.start])}<b"
-                f" style='background:rgba(230,159,0,.45)'>{e(p.token)}</b>{e(p.text[p.end:p.right])}</td></tr>"
+                f" style='background:rgba(230,159,0,.45)'>{e(p.token)}</b>"
+                f"{e(p.text[p.end:p.right])}</td></tr>"
             )
 
         return (
@@ -1069,7 +1070,7 @@ def quantiles(
     feature: int,
     groups: int = 10,
     per: int = 2,  # groups of the range, samples from each
-    by: str = "count",  # groups of as many activations each; "width": of as much of the range from 0 to the maximum each
+    by: str = "count",  # as many activations in each; "width": as much of the range from 0 up
     seed: int = 0,
     words: int = 40,
 ) -> list[Hits]:  # strongest group first; groups may be empty
