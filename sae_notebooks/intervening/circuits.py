@@ -218,7 +218,7 @@ def path_ablated(
 
 # %% ../../nbs/part4_intervening/42a_circuits.ipynb #22f2639e
 def _plain(text):  # for a figure
-    return text.replace("\n", "↵").replace("$", r"\$")
+    return text.replace("\n", "↵").replace("$", r"\$").replace("\ufffd", "·")
 
 
 def draw_circuit(
