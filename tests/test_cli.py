@@ -178,7 +178,7 @@ def test_a_dictionary_with_each_token_in_its_own_units_is_reported_on(tmp_path):
     to_saelens(sae, tmp_path / "theirs")
     x = torch.randn(300, sae.d) * torch.rand(300, 1) + 1
     error = (x - sae(x)).square().sum() / (x - x.mean(0)).square().sum()
-    assert evaluate(sae, x)["explained_variance"] == pytest.approx(1 - float(error), abs=1e-5)
+    assert evaluate(sae, x)["explained_variance"] == pytest.approx(1 - float(error), rel=1e-5)
     few = dict(corpus="concepts:60", eval_tokens=600, loss_tokens=200, feature_tokens=600, shown=2)
     run = Run(RunConfig(sae=str(tmp_path / "theirs"), **few), tmp_path / "run")
     assert run.report().read_text().count("<article class=fc") == 2
