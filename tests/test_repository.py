@@ -26,12 +26,8 @@ def test_notebook_is_light_and_without_errors(path):
 
 # Notebooks whose lines are still to be shortened; one that is in order leaves the list.
 UNSHORTENED = {
-    "20_sae",  # a script in a string: to be executed again
     "20b_interop",
-    "30_features",
-    "31_examples",
     "32_explanations",
-    "35_completeness",
     "90_workbook_model",  # one line, to be executed again
 }
 

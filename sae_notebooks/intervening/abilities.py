@@ -94,66 +94,7 @@ def pushes(sae: SAE, features, multiple: float) -> torch.Tensor:  # [m, d] in th
     f = torch.as_tensor(np.asarray(features))
     return (multiple * sae.peak[f, None] * sae.W_dec[f] / sae.scale).detach().cpu()
 
-
-def try_all(
-    lm: LanguageModel,
-    sae: SAE,
-    ability: Ability,
-    multiple: float = 2.0,
-    controls: int = 200,  # random features, which say what any push does
-    seed: int = 0,
-) -> dict:
-    """Push by every live feature; take the one that raises the ability most, and the one that
-    lowers it most; judge both on other prompts, against random features."""
-    live = (sae.peak > 0).nonzero()[:, 0].cpu().numpy()
-    none = torch.zeros(1, sae.d)
-    clean, _ = able(lm, sae, ability.search, none)
-    clean_held, right_held = able(lm, sae, ability.held, none)
-    score, _ = able(lm, sae, ability.search, pushes(sae, live, multiple))
-    gain = (score - clean).mean(1)
-    up, down = live[gain.argmax()], live[gain.argmin()]
-    random = np.random.default_rng(seed).choice(live, min(controls, len(live)), replace=False)
-    held, right = able(lm, sae, ability.held, pushes(sae, [up, down, *random], multiple))
-    moved = (held - clean_held).mean(1)
-    more, less = (moved[2:] >= moved[0]).sum(), (moved[2:] <= moved[1]).sum()
-    return dict(
-        ability=ability.name,
-        multiple=multiple,
-        tried=len(live),
-        clean=float(right_held.mean()),
-        random=float(right[2:].mean()),
-        random_moved=float(np.median(moved[2:])),
-        up=int(up),
-        up_search=float(gain.max()),
-        up_moved=float(moved[0]),
-        up_right=float(right[0].mean()),
-        up_p=float((1 + more) / (1 + len(random))),
-        down=int(down),
-        down_search=float(gain.min()),
-        down_moved=float(moved[1]),
-        down_right=float(right[1].mean()),
-        down_p=float((1 + less) / (1 + len(random))),
-    )
-
 # %% ../../nbs/part4_intervening/40c_abilities.ipynb #4b5e48c2
-def able(lm: LanguageModel, sae: SAE, tasks: list, moves: torch.Tensor) -> tuple:
-    """Under each push [m, d]: log-probability of any of the answers [m, tasks], and whether one
-    is the likeliest next token [m, tasks]."""
-    score, right = [], []
-    for prompt, answers in tasks:
-        s, best = next_tokens(lm, sae, prompt, moves, list(answers), bar=len(moves) > 256)
-        score.append(s.logsumexp(1))
-        wanted = {int(lm.encode([a], specials=False)[0].ids[0]) for a in answers}
-        right.append(torch.tensor([int(b) in wanted for b in best]))
-    return torch.stack(score, 1).numpy(), torch.stack(right, 1).numpy()
-
-
-def pushes(sae: SAE, features, multiple: float) -> torch.Tensor:  # [m, d] in the model's units
-    "What is added when each feature alone rises by a multiple of its maximum."
-    f = torch.as_tensor(np.asarray(features))
-    return (multiple * sae.peak[f, None] * sae.W_dec[f] / sae.scale).detach().cpu()
-
-
 def try_all(
     lm: LanguageModel,
     sae: SAE,

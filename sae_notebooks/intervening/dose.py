@@ -12,6 +12,7 @@ import itertools
 import json
 import math
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -317,6 +318,11 @@ PHRASES = dict(
 )
 
 
+@lru_cache
+def _examples(each):  # the same for all concepts and openings
+    return concept_sentences(each, seed="shots")
+
+
 def prompted(concept: str, opening: str, shots: int) -> str:
     "What a user would write for a model that follows no instructions: a line, and examples."
     family, name = concept.split(".")
@@ -325,7 +331,7 @@ def prompted(concept: str, opening: str, shots: int) -> str:
         return f"{head}\n\n{opening}"
     own = [
         d.text
-        for d in concept_sentences(2 * shots, seed="shots")
+        for d in _examples(2 * shots)
         if d.id.split(":")[1] == concept and any(s.concept == concept for s in d.spans)
     ]
     return "\n\n".join([head, *own[:shots], opening])

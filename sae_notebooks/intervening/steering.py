@@ -354,73 +354,7 @@ class _Edit:
         out[rows] = (y + change).to(x)
         return out.view(x.shape)
 
-
-def _reaches(lm, site, edit):
-    "Whether a push at the site changes what the model gives out; else the hook is dead."
-    ids = torch.from_numpy(lm.encode(["a b"])[0].ids)[None].to(lm.device)
-    seen = []
-    try:
-        with torch.no_grad():
-            for edit.check.mode in ("off", "push"):
-                seen.append(lm.body(input_ids=ids, use_cache=False).last_hidden_state)
-    finally:
-        edit.check.mode = None
-    if torch.equal(*seen):
-        raise WorkbookError(
-            f"an edit at {site} of {lm.name} changes nothing that the model gives out: its block"
-            " is not run, or its output not used (is the model compiled, or wrapped?)"
-        )
-
-
-def _site_for(lm, sae, site):
-    "Where the dictionary belongs; raises `WorkbookError` if it cannot be there."
-    if site is None and (made := sae.meta.get("model")) not in (None, lm.name):
-        raise WorkbookError(
-            f"this dictionary was made for {made}, not for {lm.name}; if you know that it fits,"
-            " say where: site='resid_post.3'"
-        )
-    if site is None and "site" not in sae.meta:
-        raise WorkbookError("this dictionary does not say where it belongs: site='resid_post.3'")
-    site = as_site(site or sae.meta["site"])
-    lm._module(site)  # refuses a layer that the model lacks
-    wide = site.kind == "mlp_neurons"
-    width = find_down(lm.blocks[site.layer]).weight.numel() // lm.width if wide else lm.width
-    if sae.d != width:
-        raise WorkbookError(
-            f"a dictionary of width {sae.d} does not fit {site} of {lm.name}, which is {width} wide"
-        )
-    return site
-
 # %% ../../nbs/part4_intervening/40_steering.ipynb #0b69d866
-class _Edit:
-    "The hook: changes the chosen rows of a site."
-
-    def __init__(self, plan, watch, where, begin):
-        self.plan, self.watch, self.where, self.begin = plan, watch, where, begin
-        self.check = threading.local()  # in a thread that checks: "off", or "push"
-
-    def __call__(self, x):  # [batch, length, d]
-        mode = getattr(self.check, "mode", None)
-        if mode:
-            return x + x.float().norm(dim=-1, keepdim=True).to(x) if mode == "push" else None
-        now = self.watch.now
-        if now.real is None or x.numel() != now.real.numel() * x.shape[-1]:
-            raise WorkbookError(
-                f"the site gives activations of shape {list(x.shape)}, but the pass reads"
-                f" {None if now.real is None else list(now.real.shape)} tokens"
-            )
-        rows = _chosen(now, self.where, self.begin).reshape(-1).to(x.device)
-        old = x.contiguous().view(-1, x.shape[-1])
-        y = old[rows].to(self.plan.sae.W_dec.device, torch.float32)
-        if not len(y):
-            return None
-        change = _change(self.plan, y.detach(), now.position.reshape(-1)[rows].to(y.device))
-        change = torch.where(self.plan.sae.keeps(y)[:, None], change, 0)
-        out = old.clone()
-        out[rows] = (y + change).to(x)
-        return out.view(x.shape)
-
-
 def _reaches(lm, site, edit):
     "Whether a push at the site changes what the model gives out; else the hook is dead."
     ids = torch.from_numpy(lm.encode(["a b"])[0].ids)[None].to(lm.device)
