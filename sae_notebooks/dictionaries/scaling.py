@@ -25,6 +25,7 @@ from .sae import SAE, load_sae
 from .training import TrainConfig, train
 from ..extraction.activations import Store, extract, fingerprint
 from ..extraction.corpus import open_corpus
+from ..extraction.docs import docs_version
 from ..extraction.language_model import LanguageModel, load_model
 
 # %% ../../nbs/part2_dictionaries/23_scaling.ipynb #eebcaf5f
@@ -40,9 +41,9 @@ def training_store(
     sites=None,  # read in one pass; None: the middle layer
 ) -> Store:  # of the first site
     "Activations for every token, shuffled; an extraction that is finished is only opened."
-    other = "" if corpus == CORPUS else f"-{hashlib.sha256(corpus.encode()).hexdigest()[:8]}"
+    other = hashlib.sha256(f"{corpus} {docs_version()}".encode()).hexdigest()[:8]
     folder = folder or cache_path(
-        "stores", f"{Path(lm.name).name}-{fingerprint(lm)[:8]}-{split}-{tokens}{other}"
+        "stores", f"{Path(lm.name).name}-{fingerprint(lm)[:8]}-{split}-{tokens}-{other}"
     )
     text = open_corpus(corpus, split=split)
     return extract(lm, text, sites or lm.middle, folder, fraction=1.0, tokens=tokens)
@@ -125,7 +126,10 @@ def minilm_sae(
     """A dictionary for MiniLM's middle layer, trained on the first call and kept in the cache;
     raises `WorkbookError` where MiniLM's package is missing."""
     lm = lm or load_model("minilm")
-    folder = cache_path("saes", f"minilm-{fingerprint(lm)[:8]}-{features}-{tokens}-{seed}")
+    folder = cache_path(
+        "saes",
+        f"minilm-{fingerprint(lm)[:8]}-{docs_version()[:8]}-{features}-{tokens}-{seed}",
+    )
     with FileLock(str(folder) + ".lock"):
         if not folder.exists():
             train_for(

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MIN_CHARS', 'RULES', 'installed_closure', 'docstrings', 'python_files', 'read_documentation', 'normalised',
-           'without_seen_paragraphs', 'shingles', 'jaccard', 'near_duplicates', 'heldout', 'sieve', 'docs_file',
-           'DocsSource', 'seen_share']
+           'without_seen_paragraphs', 'shingles', 'jaccard', 'near_duplicates', 'heldout', 'sieve', 'docs_version',
+           'docs_file', 'DocsSource', 'seen_share']
 
 # %% ../../nbs/part1_extraction/10b_docs.ipynb #df36f922
 import ast, hashlib, re, sys, sysconfig, zlib
@@ -204,11 +204,17 @@ def sieve(
     return dict(id=[i for i, _ in found], text=[t for _, t in found]), steps
 
 # %% ../../nbs/part1_extraction/10b_docs.ipynb #e90fcce4
-def docs_file() -> Path:
-    "The sieved corpus in the cache; made on first use (about a minute)."
+@lru_cache(1)
+def docs_version() -> str:  # 16 hex digits
+    "Which documentation is installed: another in every environment, so part of what it is kept as."
     versions = [RULES, sys.version.split()[0]] + [
         f"{n}={d.version}" for n, d in installed_closure("sae_notebooks").items()
     ]
+    return hashlib.sha256("\n".join(versions).encode()).hexdigest()[:16]
+
+
+def docs_file() -> Path:
+    "The sieved corpus in the cache; made on first use (about a minute)."
 
     def make(part):
         columns, steps = sieve(read_documentation())
@@ -218,12 +224,7 @@ def docs_file() -> Path:
             compression="zstd",
         )
 
-    return build_once(
-        cache_path(
-            "docs", hashlib.sha256("\n".join(versions).encode()).hexdigest()[:16] + ".parquet"
-        ),
-        make,
-    )
+    return build_once(cache_path("docs", f"{docs_version()}.parquet"), make)
 
 # %% ../../nbs/part1_extraction/10b_docs.ipynb #4cd16b47
 @lru_cache(1)

@@ -32,6 +32,7 @@ from sae_notebooks.dictionaries.metrics import (
 from ..dictionaries.sae import SAE
 from ..extraction.concepts import Draw, Writer, shipped_grammar
 from ..extraction.corpus import Corpus, Document, ListSource, Span
+from ..extraction.docs import docs_version
 from ..extraction.language_model import LanguageModel
 from .examples import text_codes
 from .features import FeatureStore, to_bits
@@ -238,7 +239,15 @@ def mentions_read(
         )
 
     made = json.dumps(
-        [corpus.name, len(corpus.source), corpus.seed, tokens, lm.name, sorted(among)]
+        [
+            corpus.name,
+            len(corpus.source),
+            docs_version(),
+            corpus.seed,
+            tokens,
+            lm.name,
+            sorted(among),
+        ]
     )
     return json.loads(
         build_once(

@@ -46,6 +46,7 @@ from sae_notebooks.extraction.activations import (
     windows,
 )
 from ..extraction.corpus import Corpus, open_corpus
+from ..extraction.docs import docs_version
 from ..extraction.language_model import LanguageModel, as_site, load_model
 
 # %% ../../nbs/part3_reading/30_features.ipynb #773c7625
@@ -1152,7 +1153,9 @@ def coactive(
 # %% ../../nbs/part3_reading/30_features.ipynb #34d42857
 def _kept_store(name, sae, preset, lm, tokens):
     "A store of held-out documentation and concept texts in the cache; made if it is not there."
-    folder = cache_path("features", f"{name}-{sae_fingerprint(sae)}-{tokens}")
+    folder = cache_path(
+        "features", f"{name}-{sae_fingerprint(sae)}-{docs_version()[:8]}-{tokens}"
+    )
     with FileLock(str(folder) + ".lock"):
         if (folder / "meta.json").exists():
             return FeatureStore(folder, sae, lm)
