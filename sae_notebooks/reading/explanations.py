@@ -80,7 +80,9 @@ class Contexts(list):
         top = max((float(c.values.max(initial=0)) for c in self), default=0.0)
         one = lambda c, note: (
             f"<li><i>{c.value:.3g}</i><span>{note}<small class=mu>{shown(c.kind)} ·"
-            f" </small><bdi>{coloured(c.text, 0, len(c.text), c.tokens, c.values, top, (c.start, c.end))}</bdi></span></li>"
+            " </small><bdi>"
+            f"{coloured(c.text, 0, len(c.text), c.tokens, c.values, top, (c.start, c.end))}"
+            "</bdi></span></li>"
         )
         return Html(
             "<div class=fc><ol>"
@@ -283,7 +285,7 @@ class Name:
     text: str  # for people and chat models
     cues: (
         tuple
-    ) = ()  # of (n-gram, whether it must stand at the token, weight): for the judge without a language model
+    ) = ()  # of (n-gram, must it stand at the token, weight): for n-grams
     concept: str | None = None  # for the oracle; "": it found none
 
     def __str__(self):
@@ -805,9 +807,9 @@ class ChatJudge(Judge):
         self,
         chat,
         tokens: int = 16,  # of a reply; a model that thinks aloud needs hundreds
-        how: str = "reply",  # "choice": compare the probabilities of the digits instead; only for models that have `choose`
+        how: str = "reply",  # "choice": compare the digits' probabilities (needs `choose`)
         skip: bool = False,
-    ):  # True: an unreadable reply becomes -1 (or nan) and is counted in `unread`; False: it is an error
+    ):  # True: an unreadable reply becomes -1 (or nan), is counted in `unread`
         if how not in ("reply", "choice"):
             raise WorkbookError(f"how={how!r}: use 'reply' or 'choice'")
         if how == "choice" and not hasattr(chat, "choose"):
@@ -871,8 +873,8 @@ class LocalChat:
 
     def __repr__(self):
         return (
-            f"{self.lm.name} with"
-            f" {'its chat template' if self.template else 'plain text, since it has no chat template'}"
+            f"{self.lm.name} with "
+        f"{'its chat template' if self.template else 'plain text, since it has no chat template'}"
         )
 
     def prompt(self, messages: list) -> str:
@@ -996,7 +998,7 @@ class Endpoint:
         retries: int = 6,
         timeout: float = 60.0,  # of each request; seconds
         wait: float = 1.0,
-        longest: float = 120.0,  # seconds before the first retry, doubled each time; the longest that is waited
+        longest: float = 120.0,  # seconds before the first retry (then doubled), and at most
         per_minute: float | None = None,
         workers: int = 4,  # requests started in a minute; requests in flight
         prices: tuple | None = None,  # per million tokens: of the prompt, of the reply
