@@ -490,8 +490,8 @@ def to_saelens(
     folder: str | Path,  # made; an earlier export is replaced
     density: (
         torch.Tensor | None
-    ) = None,  # [F] share of tokens on which each feature is active: written to sparsity.safetensors
-    apply_b_dec_to_input: bool = True,  # False folds the subtraction into b_enc, for readers that ignore the flag
+    ) = None,  # [F] share of tokens on which each is active, for sparsity.safetensors
+    apply_b_dec_to_input: bool = True,  # False: fold the subtraction into b_enc
     **metadata,  # more for cfg.json: context_size, dataset_path, prepend_bos…
 ) -> Path:
     """Write a dictionary as a SAELens 6 folder, all of it or nothing; activations become those
