@@ -84,11 +84,12 @@ class FeaturePanel:
             box.observe(lambda _: self.show_texts(), "value")
         state.observe(lambda c: self.show(c.old and c.old[0] != c.new[0]), "at")
         wrap = w.Layout(flex_flow="row wrap")
-        left = w.VBox([self.way, self.asked, self.list, self.why], layout=w.Layout(flex="1 1 20em"))
-        right = [w.HBox(steps, layout=wrap), self.note, self.facts, w.HTML("nearest by direction")]
-        right += [w.HBox(near, layout=wrap), w.HTML("active together with it")]
-        right += [w.HBox(with_, layout=wrap), w.HBox([self.order, self.words], layout=wrap)]
-        body = w.VBox([*right, self.texts], layout=w.Layout(flex="3 1 34em", min_width="0"))
+        left = [self.way, self.asked, self.list, self.why, w.HTML("<b>nearest by direction</b>")]
+        left += [w.HBox(near, layout=wrap), w.HTML("<b>active together with it</b>")]
+        left = w.VBox([*left, w.HBox(with_, layout=wrap)], layout=w.Layout(flex="1 1 20em"))
+        right = [w.HBox(steps, layout=wrap), self.note, self.facts]
+        right += [w.HBox([self.order, self.words], layout=wrap), self.texts]
+        body = w.VBox(right, layout=w.Layout(flex="3 1 34em", min_width="0"))
         self.box = w.HBox([left, body], layout=wrap)
         self.show(True)
 
