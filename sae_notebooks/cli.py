@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COMMANDS', 'command', 'build_parser', 'main', 'print_table', 'write_json', 'run', 'extract', 'train', 'metrics',
            'features', 'report', 'corpus', 'train_model', 'train_shipped', 'steer_table', 'ability_table', 'execute',
-           'readme', 'book', 'test']
+           'readme', 'book', 'explore', 'test']
 
 # %% ../nbs/01_cli.ipynb #bdef7265
 import argparse, dataclasses, errno, json, os, sys, time
@@ -507,6 +507,30 @@ def book(args):
     from sae_notebooks import site
 
     print(f"{site.book(args.out)}\nopen {args.out}/index.html")
+
+# %% ../nbs/01_cli.ipynb #72036524
+def _explore_arguments(p):
+    which = "of a run, or: last (default: the book's dictionaries)"
+    p.add_argument("folder", nargs="?", default=None, help=which)
+    p.add_argument("--port", type=int, default=0, help="0: any that is free")
+    p.add_argument("--lab", action="store_true", help="JupyterLab, even where Voila is installed")
+    p.add_argument("--no-browser", action="store_true", help="only say the address")
+
+
+@command("explore", _explore_arguments)
+def explore(args):
+    "Open the explorer of features in the browser, for this machine alone."
+    import webbrowser
+    from sae_notebooks.intervening import panel
+
+    server, address = panel.explore(args.folder, port=args.port, voila=False if args.lab else None)
+    print(f"{address}\nthe first page takes half a minute; Ctrl+C ends it", flush=True)
+    if not args.no_browser:
+        webbrowser.open(address)
+    try:
+        return server.wait()
+    finally:
+        server.terminate()
 
 # %% ../nbs/01_cli.ipynb #b810e616
 def _test_arguments(p):

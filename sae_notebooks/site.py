@@ -16,6 +16,7 @@ from urllib.parse import unquote
 import yaml
 
 from .core import WorkbookError
+from .explorers import EXPLORERS, write_explorers
 from .markup import Links, Text, chapter_map, glossary, highlight, plain
 from .markup import references, term_anchor
 
@@ -229,10 +230,13 @@ def _size(png: bytes) -> str:
     return f' width="{wide}" height="{high}" loading=lazy'
 
 # %% ../nbs/04_site.ipynb #39d17ebb
-def _menu(book: list, chapter: Chapter, up: str) -> str:
+def _menu(book: list, chapter: Chapter, up: str, more: dict) -> str:
     items, part = [], None
     for c in book:
         if c.part != part:
+            if part == "":  # behind the first pages
+                items += ["<li class=part>Explorers"] if more else []
+                items += [f'<li><a href="{up}{p}">{t}</a>' for p, t in more.items()]
             items.append(f"<li class=part>{html.escape(c.part)}" if c.part else "")
             part = c.part
         here = " aria-current=page" if c.path == chapter.path else ""
@@ -264,13 +268,13 @@ def _way(book: list, chapter: Chapter, up: str) -> str:
     return "".join(links)
 
 
-def _page(template: str, book: list, chapter: Chapter, body: str, headings: list) -> str:
+def _page(template, book, chapter: Chapter, body: str, headings: list, more: dict) -> str:
     up = "../" * chapter.page.count("/")
     return Template(template).substitute(
         up=up,
         name=html.escape(chapter.name),
         line=html.escape(chapter.line),
-        menu=_menu(book, chapter, up),
+        menu=_menu(book, chapter, up, more),
         way=_way(book, chapter, up),
         contents=_contents(headings),
         body=body,
@@ -346,7 +350,7 @@ def write_map(root: str | Path | None = None) -> Path:
 def book(
     out: str | Path = "_site",  # a folder that is made, or one that this made before
     root: str | Path | None = None,  # the repository; found by itself in an installed clone
-) -> dict:  # counts: pages, formulas, pictures, bytes
+) -> dict:  # counts: pages, explorers, formulas, pictures, bytes
     "Render every notebook, without running any, to a site that needs no network."
     root = Path(root or Path(__file__).resolve().parent.parent)
     found, out = chapters(root), Path(out)
@@ -372,24 +376,28 @@ def book(
     for folder in ("book", "images"):
         if (root / "nbs" / folder).exists():
             shutil.copytree(root / "nbs" / folder, out / folder)
-    (out / "book/page.html").unlink()
+    for name in ("page.html", "gallery.html", "gallery"):  # what pages are made of
+        where = out / "book" / name
+        shutil.rmtree(where) if where.is_dir() else where.unlink(missing_ok=True)
     with (out / "book/book.css").open("a", encoding="utf-8") as f:
         f.write(code_colours())
-    index, pages = [], []
+    index, pages, more = [], [], write_explorers(out, root)
     for c, d in zip(found, defined):
-        page = _write(out, root, template, found, c, cells[c.path], symbols | d, links)
+        page = _write(out, root, template, found, c, cells[c.path], symbols | d, links, more)
         index += _indexed(c, page)
         pages.append(page)
     listed = Chapter("references", "", "", "References", "The papers that the book names")
     body = _reference_list(bib)
-    (out / "references.html").write_text(_page(template, found, listed, body, []), "utf-8")
+    page = _page(template, found, listed, body, [], more)
+    (out / "references.html").write_text(page, "utf-8")
     (out / "book/index.js").write_text("BOOK=" + json.dumps(index, ensure_ascii=False), "utf-8")
     size = sum(p.stat().st_size for p in out.rglob("*") if p.is_file())
     count = lambda what: sum(p.count(what) for p in pages)
-    return dict(pages=len(pages) + 1, formulas=count("<math"), pictures=count("<img"), bytes=size)
+    made = dict(pages=len(pages) + 1, explorers=len(more))
+    return made | dict(formulas=count("<math"), pictures=count("<img"), bytes=size)
 
 # %% ../nbs/04_site.ipynb #5669e71a
-def _write(out, root, template, found, chapter, cells, symbols, links) -> str:
+def _write(out, root, template, found, chapter, cells, symbols, links, more) -> str:
     text, target = Text(), out / chapter.page
     target.parent.mkdir(parents=True, exist_ok=True)
 
@@ -414,7 +422,8 @@ def _write(out, root, template, found, chapter, cells, symbols, links) -> str:
     shutil.copyfile(root / "nbs" / chapter.path, target.parent / name)
     note = f'<p class=note>{minutes} min to read · <a href="{name}" download>the notebook</a></p>'
     body = re.sub(r"</blockquote>", r"</blockquote>" + note, body, count=1)
-    target.write_text(_page(template, found, chapter, body, text.headings), "utf-8")
+    page = _page(template, found, chapter, body, text.headings, more)
+    target.write_text(page, "utf-8")
     return body
 
 

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from ..core import WorkbookError, atomic_write, cache_path, progress
+from ..dictionaries.fitting import need_one_unit
 from ..dictionaries.sae import SAE, load_sae
 from ..dictionaries.scaling import results_path
 from ..extraction.language_model import LanguageModel, load_model
@@ -91,6 +92,7 @@ def able(lm: LanguageModel, sae: SAE, tasks: list, moves: torch.Tensor) -> tuple
 
 def pushes(sae: SAE, features, multiple: float) -> torch.Tensor:  # [m, d] in the model's units
     "What is added when each feature alone rises by a multiple of its maximum."
+    need_one_unit(sae, "be pushed by one vector a feature")
     f = torch.as_tensor(np.asarray(features))
     return (multiple * sae.peak[f, None] * sae.W_dec[f] / sae.scale).detach().cpu()
 

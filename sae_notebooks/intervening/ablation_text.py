@@ -15,6 +15,7 @@ import scipy.sparse as sp
 import torch, torch.nn.functional as F
 
 from ..core import WorkbookError
+from ..dictionaries.fitting import Downstream
 from sae_notebooks.dictionaries.metrics import (
     LOGITS,
     _logits,
@@ -28,8 +29,7 @@ from ..dictionaries.sae import SAE
 from ..dictionaries.sparse import Codes, dots, keep_entries, weighted_rows
 from ..extraction.corpus import Corpus, ListSource
 from ..extraction.language_model import LanguageModel, Site, as_site
-from .ablation import Downstream, _text_codes, check_ablation
-from ..reading.examples import site_of
+from .ablation import _text_codes, check_ablation
 
 # %% ../../nbs/part4_intervening/41a_ablation_text.ipynb #ee4f18f2
 class Part(NamedTuple):
@@ -71,7 +71,7 @@ def read_concept(
     seed: int = 0,
 ) -> ConceptText:
     "Read documents for ablations of a concept; raises `WorkbookError` if none carries it."
-    check_ablation(lm, sae)
+    site = check_ablation(lm, sae)
     corpus = Corpus(ListSource("ablation", documents))
     labels = label_text(lm, corpus, math.inf)
     if concept not in labels.names:
@@ -90,7 +90,7 @@ def read_concept(
             rows.reshape(-1)[gone] = False
     parts = []
     for p, (rows, _) in zip(batches, found):
-        down = Downstream(lm, p.ids, site_of(lm, sae))
+        down = Downstream(lm, p.ids, site)
         codes, text = _text_codes(lm, sae, down.ids, down.x, p.real.to(lm.device))
         parts.append(Part(down, codes, text, torch.from_numpy(rows).to(lm.device)))
     document = np.concatenate([p.document[:, :-1][rows] for p, (rows, _) in zip(batches, found)])

@@ -14,20 +14,21 @@ from dataclasses import dataclass, replace
 from typing import Callable, NamedTuple
 
 import numpy as np
-import torch, torch.nn.functional as F
+import torch
 
 from ..core import WorkbookError
-from ..dictionaries.metrics import _logits, _skipped
+from sae_notebooks.dictionaries.fitting import (
+    Downstream,
+    few_logits,
+    fitting_site,
+    need_one_unit,
+)
+from ..dictionaries.metrics import _logits
 from ..dictionaries.sae import SAE
 from ..extraction.concepts import shipped_grammar
 from ..extraction.activations import special_ids
-from sae_notebooks.extraction.language_model import (
-    PRESETS,
-    LanguageModel,
-    Site,
-    _hook,
-)
-from ..reading.examples import _batch, _checked, site_of
+from ..extraction.language_model import LanguageModel, Site, _hook
+from ..reading.examples import _batch, _checked
 
 # %% ../../nbs/part4_intervening/42_attribution.ipynb #3bc067b3
 class Scalar(NamedTuple):
@@ -71,7 +72,7 @@ class Case:
     lm: LanguageModel
     sae: SAE
     site: Site
-    ids: torch.Tensor  # int64 [1, n]
+    down: Downstream  # the text, read up to the site
     scalar: Scalar
     at: int  # the token whose prediction is asked about
     x: torch.Tensor  # [n, d] the site
@@ -87,6 +88,10 @@ class Case:
     def __repr__(self):
         text = self.lm.tokenizer.decode(self.ids[0])
         return f"{text!r}: {len(self)} nodes at {self.site}, {self.scalar.name}"
+
+    @property
+    def ids(self):  # int64 [1, n]
+        return self.down.ids
 
     @property
     def first(self):
@@ -125,19 +130,8 @@ class Case:
 def check_pairing(lm: LanguageModel, sae: SAE):  # → `Site`
     "Where a dictionary belongs in a model; raises `WorkbookError` if it does not belong there."
     lm.need_output("be asked for a next token")
-    site = site_of(lm, sae)
-    known = {lm.name, sae.meta.get("model", lm.name)}
-    if sae.d != lm.width or len(known & set(PRESETS)) > 1:
-        raise WorkbookError(
-            f"the dictionary has width {sae.d} and was trained on"
-            f" {sae.meta.get('model', 'another model')}; {lm.name} has width {lm.width}. Load the"
-            " model that belongs to it"
-        )
-    if site.layer >= lm.n_layers or site.kind not in ("resid_pre", "resid_post"):
-        raise WorkbookError(
-            f"site {site}: attribution needs a residual stream of layers 0…{lm.n_layers - 1}"
-        )
-    return site
+    need_one_unit(sae, "share a prediction out among features")
+    return fitting_site(lm, sae, kinds=("resid_pre", "resid_post"))
 
 
 def _token_place(at, n):
@@ -160,34 +154,23 @@ def ask(
         raise WorkbookError(f"prompt {prompt!r} is empty: write the words before the answer")
     ids = _batch(lm, lm.encode([prompt])[0].ids)
     at = _token_place(at, ids.shape[1])
-    x = lm.capture(ids, site, use_cache=False)[site][0].float()
+    down = Downstream(lm, ids, site)
+    x = down.x[0].float()
     text = sae.keeps(x) & ~torch.isin(ids[0], torch.from_numpy(special_ids(lm)).long())
     codes = sae.encode(x)
     here = text[codes.rows()]  # no node at begin tokens and at rows that are too long
     nodes = codes.rows()[here], codes.indices.long()[here], codes.values[here]
     floor = torch.where(text[:, None], sae.b_dec / sae.scale + sae.mean, x)
-    return Case(lm, sae, site, ids, scalar, at, x, *nodes, torch.zeros_like(nodes[2]), floor)
+    return Case(lm, sae, site, down, scalar, at, x, *nodes, torch.zeros_like(nodes[2]), floor)
 
 # %% ../../nbs/part4_intervening/42_attribution.ipynb #a9970f70
 def read_out(case: Case, x: torch.Tensor) -> torch.Tensor:  # [rows, n, d] → [rows]
     "The scalar with the site replaced; the blocks before the site are not run again."
     lm, scalar = case.lm, case.scalar
-    with lm.edited({case.site: lambda _: x.to(lm.dtype)}), _skipped(lm.blocks[: case.first]):
-        ids = case.ids.expand(len(x), -1).to(lm.device)
-        hidden = lm.body(input_ids=ids, use_cache=False).last_hidden_state[:, case.at]
+    hidden = case.down(x)[:, case.at]
     if scalar.tokens is None:
         return scalar.of(_logits(lm, hidden))
-    if _capped(lm):
-        return scalar.of(_logits(lm, hidden)[:, list(scalar.tokens)])
-    head = lm.model.get_output_embeddings()
-    return scalar.of(F.linear(hidden, head.weight[list(scalar.tokens)]).float())
-
-
-def _capped(lm):
-    "Whether the logits are more than the head's product with the last hidden state."
-    head, c = lm.model.get_output_embeddings(), lm.config
-    changed = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier")
-    return head.bias is not None or any(getattr(c, k, None) for k in changed)
+    return scalar.of(few_logits(lm, hidden, scalar.tokens))
 
 
 @torch.no_grad()

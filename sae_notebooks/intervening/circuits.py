@@ -19,8 +19,14 @@ from .. import plots
 from ..core import WorkbookError
 from ..dictionaries.sae import SAE
 from ..extraction.language_model import Site, _hook, find_mlp_out
-from .attribution import Case, _token_place, measure, read_out
-from ..reading.examples import _checked, site_of
+from sae_notebooks.intervening.attribution import (
+    Case,
+    _token_place,
+    check_pairing,
+    measure,
+    read_out,
+)
+from ..reading.examples import _checked
 
 # %% ../../nbs/part4_intervening/42a_circuits.ipynb #94d48192
 SIZES = (0, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1)  # shares of the nodes
@@ -102,7 +108,7 @@ def _check_stops(case, stops, sae):
             )
         _token_place(s.position, n)
         if s.kind == "feature":
-            if sae is None or site_of(case.lm, sae) != Site("resid_post", s.layer):
+            if sae is None or check_pairing(case.lm, sae) != Site("resid_post", s.layer):
                 raise WorkbookError(
                     f"stop {s}: give the dictionary of resid_post.{s.layer} as `sae`"
                 )

@@ -22,9 +22,9 @@ import torch
 import torch.nn.functional as F
 
 from ..core import WorkbookError, atomic_write, cache_path, progress
+from ..dictionaries.fitting import Downstream, fitting_site, need_one_unit
 from sae_notebooks.dictionaries.metrics import (
     _logits,
-    _skipped,
     collect,
     dense_auroc,
     detection,
@@ -36,7 +36,6 @@ from ..dictionaries.scaling import results_path
 from ..extraction.corpus import Corpus, ListSource
 from ..extraction.language_model import LanguageModel, as_site, find_down, load_model
 from .judge import Judge, _labels, judged_concepts, kept_judge
-from .steering import _site_for
 from ..reading.completeness import concept_sentences
 
 # %% ../../nbs/part4_intervening/40b_dose.ipynb #b5f06676
@@ -90,7 +89,7 @@ def write_under(
 ) -> list[str]:  # the continuations, sampled at temperature 1
     "Many steered texts at once, each with its own push."
     lm.need_output("write under a push")
-    site, out = _site_for(lm, sae, None), [""] * len(prompts)
+    site, out = fitting_site(lm, sae), [""] * len(prompts)
     encoded = [e.ids for e in lm.encode(list(prompts))]
     order = sorted(range(len(prompts)), key=lambda i: len(encoded[i]))
     first = lm.tokenizer.bos_token_id
@@ -159,21 +158,16 @@ def next_tokens(
 ) -> tuple:  # float32 [m, words] log-probability of each word's first token; [m] likeliest token
     "What a model says next under each of many pushes: only the blocks behind the site are run."
     lm.need_output("say what comes next")
-    site = _site_for(lm, sae, None)
-    ids = torch.from_numpy(lm.encode([prompt])[0].ids)[None].to(lm.device)
+    ids = torch.from_numpy(lm.encode([prompt])[0].ids)[None]
+    down = Downstream(lm, ids, fitting_site(lm, sae))
     wanted = [int(lm.encode([w], specials=False)[0].ids[0]) for w in words]
     begin = int(ids[0, 0] == lm.tokenizer.bos_token_id)
-    x = lm.capture(ids, site, use_cache=False)[site]
-    skipped = lm.blocks[: site.layer + (site.kind == "resid_post")]
-    skipped = skipped if site.kind.startswith("resid") else []
     scores, best = [], []
     parts = moves.split(batch)
     for part in progress(parts, "pushes", unit="batches") if bar else parts:
-        new = x.repeat(len(part), 1, 1)
-        new[:, begin:] += part[:, None].to(x)
-        with lm.edited({site: lambda _: new}), _skipped(skipped):
-            out = lm.body(input_ids=ids.expand(len(part), -1), use_cache=False)
-        z = _logits(lm, out.last_hidden_state[:, -1])
+        new = down.x.repeat(len(part), 1, 1)
+        new[:, begin:] += part[:, None].to(new)
+        z = _logits(lm, down(new)[:, -1])
         scores.append((z[:, wanted] - z.logsumexp(-1, keepdim=True)).cpu())
         best.append(z.argmax(-1).cpu())
     return torch.cat(scores), torch.cat(best)
@@ -246,6 +240,7 @@ def directions(
     among: int = 20,  # candidates that are tried for their output
 ) -> tuple:  # list of `Direction`, and the median norm of a text's rows
     "All ways of a user to choose a direction for each concept, from the same sentences."
+    need_one_unit(sae, "be steered by one vector a feature")
     documents = concept_sentences(each, seed="steer")
     corpus = Corpus(ListSource("steer", documents))
     text = label_text(lm, corpus, math.inf, "document")

@@ -18,9 +18,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..core import WorkbookError
+from ..dictionaries.fitting import fitting_site
 from ..dictionaries.sae import SAE
 from ..dictionaries.sparse import BUDGET
-from ..extraction.language_model import LanguageModel, as_site, find_down
+from ..extraction.language_model import LanguageModel
 
 # %% ../../nbs/part4_intervening/40_steering.ipynb #e50c9f82
 @dataclass(frozen=True)
@@ -371,26 +372,6 @@ def _reaches(lm, site, edit):
             " is not run, or its output not used (is the model compiled, or wrapped?)"
         )
 
-
-def _site_for(lm, sae, site):
-    "Where the dictionary belongs; raises `WorkbookError` if it cannot be there."
-    if site is None and (made := sae.meta.get("model")) not in (None, lm.name):
-        raise WorkbookError(
-            f"this dictionary was made for {made}, not for {lm.name}; if you know that it fits,"
-            " say where: site='resid_post.3'"
-        )
-    if site is None and "site" not in sae.meta:
-        raise WorkbookError("this dictionary does not say where it belongs: site='resid_post.3'")
-    site = as_site(site or sae.meta["site"])
-    lm._module(site)  # refuses a layer that the model lacks
-    wide = site.kind == "mlp_neurons"
-    width = find_down(lm.blocks[site.layer]).weight.numel() // lm.width if wide else lm.width
-    if sae.d != width:
-        raise WorkbookError(
-            f"a dictionary of width {sae.d} does not fit {site} of {lm.name}, which is {width} wide"
-        )
-    return site
-
 # %% ../../nbs/part4_intervening/40_steering.ipynb #703f8bac
 @contextmanager
 def intervene(
@@ -405,7 +386,7 @@ def intervene(
     changed and what they do not explain stays. Begin tokens, padding and rows beyond the
     dictionary's norm rule are left alone. Nest it for several sites. Raises `WorkbookError` for
     edits, dictionaries and sites that do not fit."""
-    site, where = _site_for(lm, sae, site), _judge_where(where)
+    site, where = fitting_site(lm, sae, site), _judge_where(where)
     plan, watch = _Plan(sae, edits), _watch(lm)
     tokens = [lm.tokenizer.bos_token_id, lm.tokenizer.cls_token_id]
     begin = torch.tensor([t for t in tokens if t is not None], dtype=torch.long)

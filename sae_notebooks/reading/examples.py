@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from ..core import WorkbookError, progress
+from ..dictionaries.fitting import need_one_unit
 from ..dictionaries.sae import SAE
 from ..extraction.activations import around, special_ids, windows
 from ..extraction.language_model import LanguageModel, as_site
@@ -216,6 +217,7 @@ def reread(store: FeatureStore, lm: LanguageModel, sae: SAE, hit: Hit, how: bool
 # %% ../../nbs/part3_reading/31_examples.ipynb #ae0f68b3
 def unit_effect(sae: SAE, feature: int) -> torch.Tensor:  # [d]
     "What one unit of a feature adds to the model's activation."
+    need_one_unit(sae, "have one unit effect")
     return (sae.W_dec[_checked(sae, feature)] / sae.scale).detach()
 
 
@@ -233,9 +235,14 @@ def effects(
     v = torch.from_numpy(
         feature_values(lm, sae, ids, feature) if values is None else np.asarray(values, np.float32)
     ).to(lm.device)
-    part = unit_effect(sae, feature).to(lm.device, lm.dtype)
+    part = (sae.W_dec[feature] / sae.scale).detach().to(lm.device, lm.dtype)
+
+    def removed(x):  # [1, n, width]: what the feature adds, in each token's own units
+        width = sae.token_statistics(x[0])[1].to(x)
+        return v[: x.shape[1], None].to(x.dtype) * width * part
+
     clean = lm.token_losses(batch)
-    with lm.edited({site_of(lm, sae): lambda x: x - v[: x.shape[1], None].to(x.dtype) * part}):
+    with lm.edited({site_of(lm, sae): lambda x: x - removed(x)}):
         without = lm.token_losses(batch)
     return np.concatenate([[np.nan], (without - clean)[0].float().cpu().numpy()]).astype(np.float32)
 

@@ -97,6 +97,8 @@ def sae_fingerprint(sae: SAE) -> str:  # 16 hexadecimal digits
     about = f"{sae.variant} {sae.k} {sae.n_features} {sae.d} {float(sae.scale):.6g}"
     if sae.limit is not None:
         about += f" {sae.limit:.6g}"
+    if sae.token_norm:
+        about += f" {sae.token_norm}"
     digest = hashlib.sha256(about.encode())
     for name, t in sorted(sae.state_dict().items()):
         if name == "peak":

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from ..core import WorkbookError
+from ..dictionaries.fitting import need_one_unit
 from ..dictionaries.sae import SAE
 from ..dictionaries.sparse import dots
 from ..extraction.language_model import LanguageModel
@@ -348,6 +349,7 @@ def attribution(
 ) -> np.ndarray:  # float64 [F] nats
     """First-order effect of each feature of the prompt on the log-probability of a continuation
     (less that of a rival)."""
+    need_one_unit(sae, "say what a feature does to an output")
     gradient = _gradient(lm, sae, prompt, answer)[0] - (
         _gradient(lm, sae, prompt, against)[0] if against else 0
     )
@@ -370,6 +372,7 @@ def ablated(
 ) -> np.ndarray:  # float64 [m] nats: by how much each feature's ablation lowers it
     """The same asked slowly: take each feature out of the prompt and run the rest of the model
     again."""
+    need_one_unit(sae, "say what a feature does to an output")
     codes, out = text_codes(lm, sae, lm.encode([prompt])[0].ids), np.zeros(len(features))
     for word, sign in ((answer, 1), (against, -1)) if against else ((answer, 1),):
         ids, start = _with_answer(lm, prompt, word)
@@ -472,6 +475,7 @@ def boosted(
 ]:  # [m] gain of the word's log-probability in nats; [m] the token that the model now says first
     """Set each feature in turn to a multiple of its maximum at every token that the dictionary
     reads, and look at the output."""
+    need_one_unit(sae, "say what a feature does to an output")
     ids, start = _with_answer(lm, prompt, word)
     codes = text_codes(lm, sae, ids[0].cpu())
     gain, says, features = [np.zeros(0)], [], np.asarray(features, np.int64)
@@ -517,6 +521,7 @@ def candidates(
 ) -> np.ndarray:  # features
     """Features worth boosting: half of them by the logit lens of the word's first token, half
     by gradient × boost."""
+    need_one_unit(sae, "say what a feature does to an output")
     gradient, first = _gradient(lm, sae, prompt, word)[0].sum(0), int(
         lm.encode([word], specials=False)[0].ids[0]
     )

@@ -1,0 +1,237 @@
+"""The explorers as a reader meets them, in a browser: pages without a kernel, and the live desk."""
+
+import json, os, re, time, urllib.error, urllib.request
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from browser import Browser, find_browser
+from sae_notebooks.cli import main
+from sae_notebooks.explorers import EXPLORERS, write_explorers
+
+ROOT = Path(__file__).resolve().parent.parent
+SIZES = ((1400, 900), (390, 844))  # a desk and a telephone
+SECOND = 1.0  # what a look may take; a machine that does other things besides gets three of it
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("explorers")
+    return {Path(p).stem: folder / p for p in write_explorers(folder, ROOT)}
+
+
+@pytest.fixture(scope="module")
+def browser():
+    if not find_browser():
+        pytest.skip("no Chromium on PATH (Debian: apt install chromium; or SAE_NOTEBOOKS_BROWSER)")
+    pytest.importorskip("websocket")
+    with Browser() as b:
+        yield b
+
+
+def until(browser, what: str, limit: float = 3 * SECOND) -> float:
+    "Seconds until a JavaScript expression is true."
+    started = time.time()
+    while time.time() - started < limit:
+        if browser.run(f"Boolean({what})"):
+            return time.time() - started
+        time.sleep(0.02)
+    raise AssertionError(f"not after {limit:g} s: {what}")
+
+
+def click(browser, element: str):
+    "A press of the mouse on what a JavaScript expression gives."
+    x, y = browser.run(
+        f"(() => {{ const e = {element}; e.scrollIntoView({{block: 'center'}});"
+        " const r = e.getBoundingClientRect(); return [r.x + r.width / 2, r.y + r.height / 2]})()"
+    )
+    for kind in ("mousePressed", "mouseReleased"):
+        browser.call(
+            "Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1
+        )
+
+
+def test_all_pages_are_there_and_small(pages):
+    assert set(pages) == set(EXPLORERS)
+    for path in pages.values():
+        text = path.read_text("utf-8")
+        assert len(text.encode()) < 1.5e6
+        assert not re.findall(r"(?:src|href)=[\"']?https?:", text)
+
+
+def test_pages_quote_only_what_this_project_wrote():
+    kept = {p.stem: json.loads(p.read_text("utf-8")) for p in (ROOT / "nbs/book/gallery").iterdir()}
+    for name, data in kept.items():
+        assert len(data["features"]) == 200, name
+        quoted = " ".join(line for f in data["features"] for _, line in f["top"])
+        assert not re.search(r"\bnumpy\b|\bndarray\b|>>> |:param|array_like", quoted), name
+
+
+@pytest.mark.parametrize("width,height", SIZES)
+@pytest.mark.parametrize("dark", (False, True))
+def test_pages_open_without_an_error_or_a_request(pages, browser, width, height, dark):
+    for name, path in pages.items():
+        browser.open(path.as_uri(), width, height, dark)
+        theme = browser.run("document.documentElement.dataset.theme")
+        assert theme == ("dark" if dark else "light")
+        wide = browser.run("document.documentElement.scrollWidth - innerWidth")
+        away = [r for r in browser.requests() if not r.startswith(("file:", "data:"))]
+        assert (browser.errors(), away, max(0, wide)) == ([], [], 0), name
+
+
+@pytest.mark.parametrize("model", ("workbook", "gemma"))
+def test_gallery_search_links_keys_map_and_back(pages, browser, model):
+    browser.open(pages[model].as_uri())
+    field = "document.getElementById('find')"
+    title = "document.querySelector('#card h2').textContent"
+    browser.run(f"{field}.value = 'spanish'; {field}.dispatchEvent(new Event('input')); 1")
+    took = [until(browser, "document.querySelectorAll('#index .row').length")]
+    click(browser, "document.querySelector('#index .row')")
+    first = browser.run(title)
+    assert "spanish (languages)" in browser.run("document.getElementById('card').textContent")
+    to = browser.run("document.querySelector('#card [data-to]').dataset.to")
+    click(browser, "document.querySelector('#card [data-to]')")
+    took.append(until(browser, f"{title}.startsWith('Feature {to}:')"))
+    assert browser.run("location.hash") == f"#f{to}"
+    browser.run("history.back(); 1")
+    took.append(until(browser, f"{title} === {json.dumps(first)}"))
+    browser.run("document.activeElement.blur(); 1")
+    for key in "n", "p":
+        browser.call("Input.dispatchKeyEvent", type="keyDown", key=key, text=key)
+        browser.call("Input.dispatchKeyEvent", type="keyUp", key=key)
+        different = "!==" if key == "n" else "==="
+        took.append(until(browser, f"{title} {different} {json.dumps(first)}"))
+    other = browser.run("order.find((id) => id !== here)")
+    x, y = browser.run(
+        "(() => { canvas.scrollIntoView(); const b = canvas.getBoundingClientRect();"
+        f" const i = spot.get({other}), k = b.width / 800;"
+        " return [b.x + k * px(m.x[i]), b.y + k * px(m.y[i])] })()"
+    )
+    browser.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
+    assert re.match(r"\d+: ", browser.run("tip.textContent"))
+    for kind in ("mousePressed", "mouseReleased"):
+        browser.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
+    took.append(until(browser, f"{title} !== {json.dumps(first)}"))
+    assert browser.errors() == [] and max(took) < 3 * SECOND
+    browser.run(f"{field}.value = 'zzzz'; {field}.dispatchEvent(new Event('input')); 1")
+    until(browser, "document.getElementById('count').textContent === 'nothing found'")
+
+
+def test_gallery_opens_at_its_address(pages, browser):
+    data = json.loads((ROOT / "nbs/book/gallery/gemma.json").read_text("utf-8"))
+    ids = [f["id"] for f in data["features"]]
+    browser.open(pages["gemma"].as_uri() + f"#f{ids[7]}")
+    assert browser.run("document.title").startswith(f"Feature {ids[7]}:")
+    browser.open("about:blank")
+    browser.open(pages["gemma"].as_uri() + "#f999999999")  # a feature that is not there
+    assert browser.errors() == [] and browser.run("document.title").startswith("Feature ")
+
+
+def test_steered_texts_follow_the_dose(pages, browser):
+    browser.open(pages["steering"].as_uri())
+    text = "document.querySelector('#texts .text:last-child').textContent"
+    seen = set()
+    for dose in range(4):
+        browser.run(f"dose.value = {dose}; dose.dispatchEvent(new Event('input')); 1")
+        seen.add(browser.run(text))
+    assert len(seen) == 4 and browser.run("document.querySelectorAll('#curve polyline').length") > 1
+    browser.run("model.value = 'workbook'; model.dispatchEvent(new Event('change')); 1")
+    assert browser.run(text) not in seen and browser.errors() == []
+
+
+@pytest.fixture(scope="module")
+def desk(browser, tmp_path_factory):
+    "The live desk on the workbook model, served and opened as a reader would."
+    if find_spec("voila") is None:
+        pytest.skip("Voila is not installed (pip install voila): JupyterLab waits for a click")
+    from sae_notebooks.intervening.panel import explore
+
+    server, address = explore(names=("workbook M",), folder=tmp_path_factory.mktemp("desk"))
+    try:
+        browser.open(address)
+        until(browser, "document.querySelector('.desk select')", 180)  # a kernel, torch, a store
+        until(browser, "document.querySelector('.desk article h3')", 60)
+        yield browser, address
+    finally:
+        server.terminate()
+        server.wait(20)
+
+
+def heading(browser):
+    return browser.run("document.querySelector('.desk article h3').textContent")
+
+
+def asked(browser, words):
+    browser.run(
+        "(() => { const e = [...document.querySelectorAll('.desk input[type=text]')][0];"
+        f" e.focus(); e.value = {json.dumps(words)};"
+        " for (const k of ['input', 'change']) e.dispatchEvent(new Event(k, {bubbles: true})) })()"
+    )
+
+
+def test_live_desk_asks_for_its_token(desk):
+    browser, address = desk
+    with pytest.raises(urllib.error.HTTPError) as refused:
+        urllib.request.urlopen(address.split("?")[0] + "api/kernels", timeout=20)
+    assert refused.value.code in (401, 403, 404)
+    assert address.startswith("http://127.0.0.1:")
+
+
+def test_live_desk_searches_follows_and_types(desk):
+    browser, _ = desk
+    took = {}
+    before = heading(browser)
+    asked(browser, "london")
+    h3 = "document.querySelector('.desk article h3').textContent"
+    took["search"] = until(browser, f"{h3} !== {json.dumps(before)}", 10)
+    before = heading(browser)
+    near = "[...document.querySelectorAll('.desk button[title=\"go there\"]')]"
+    click(browser, f"{near}.find((b) => b.offsetParent)")
+    took["neighbour"] = until(browser, f"{h3} !== {json.dumps(before)}", 10)
+    asked(browser, "99999")
+    until(browser, "document.querySelector('.desk [role=alert]')", 10)
+    click(browser, "[...document.querySelectorAll('.desk .lm-TabBar-tab')][1]")
+    until(browser, "[...document.querySelectorAll('.desk textarea')].find((t) => t.offsetParent)")
+    browser.run(
+        "(() => { const e = document.querySelector('.desk textarea'); e.focus();"
+        " e.value = 'She moved to Camden.'; e.dispatchEvent(new Event('input', {bubbles: true}));"
+        " e.dispatchEvent(new Event('change', {bubbles: true})) })()"
+    )
+    buttons = "document.querySelectorAll('.desk .tokens button')"
+    took["text"] = until(browser, f"{buttons}.length > 3", 10)
+    click(browser, f"{buttons}[{buttons}.length - 2]")
+    until(browser, "[...document.querySelectorAll('.desk select')].some((s) => s.offsetParent"
+          " && s.options.length > 5)", 10)
+    print({k: round(v, 2) for k, v in took.items()})
+    limit = SECOND if os.cpu_count() > 2 else 3 * SECOND  # two cores have a browser to draw, too
+    assert max(took.values()) < limit, took
+
+
+def test_live_desk_steers_and_stops(desk):
+    browser, _ = desk
+    click(browser, "[...document.querySelectorAll('.desk .lm-TabBar-tab')][2]")
+    button = "[...document.querySelectorAll('.desk button')].find((b) => b.textContent === '{}')"
+    until(browser, button.format("add this feature") + ".offsetParent")
+    click(browser, button.format("add this feature"))
+    until(browser, button.format("remove"), 10)
+    click(browser, button.format("write"))
+    until(browser, "[...document.querySelectorAll('.desk h4')].some((h) => h.textContent ==="
+          " 'steered')", 30)
+    click(browser, button.format("stop"))
+    until(browser, button.format("stop") + ".disabled", 30)
+    assert not browser.run("[...document.querySelectorAll('.desk [role=alert]')].some((e) =>"
+                           " e.offsetParent)")
+
+
+def test_live_desk_asks_no_other_host(desk):
+    browser, address = desk
+    own = address.split("?")[0]
+    sent = [r for r in browser.requests() if not r.startswith((own, "data:", "blob:", "ws:"))]
+    assert sent == []
+
+
+def test_explore_says_in_one_line_what_is_wrong(capsys):
+    assert main(["explore", "nowhere-at-all"]) == 2
+    said = capsys.readouterr().err.strip().splitlines()
+    assert len(said) == 1 and "holds no run" in said[0]
