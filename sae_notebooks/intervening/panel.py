@@ -96,6 +96,7 @@ class SteeringPanel:
         self.prompt = w.Text("The other day", description="prompt", layout=w.Layout(width="40em"))
         self.tokens = w.IntSlider(30, 1, 120, description="tokens")
         self.heat = w.FloatSlider(0.8, min=0, max=1.5, step=0.1, description="temperature")
+        self.heat.style.description_width = "initial"
         self.seed = w.BoundedIntText(0, min=0, max=10**6, description="seed")
         self.add_button, self.write_button, self.stop_button = (
             w.Button(description=d, tooltip=d) for d in ("add this feature", "write", "stop")
@@ -124,7 +125,7 @@ class SteeringPanel:
         self.rows, self.sliders.children = [], ()
         self.expect.value = Html(dose_table(self.state.place.lm.name))._repr_html_()
 
-    def add(self, feature: int | None = None, strength: float = 5.0):
+    def add(self, feature: int | None = None, strength: float = 1.0):
         "A slider for the feature that the desk is at."
         f = self.state.feature if feature is None else feature
         with on_page(self.note):
@@ -305,14 +306,14 @@ _TEMPLATE = """{%- extends 'voila/templates/lab/index.html.j2' -%}
 """
 
 
-def explorer_folder(folder: str | Path, run: str | Path | None = None, names=()) -> Path:
+def explorer_folder(folder: str | Path, run=None, names=(), voila: bool = True) -> Path:
     "A notebook that shows the desk, and Voila's template, in a folder of their own."
     import nbformat
 
     run = None if run is None else str(Path(run).expanduser().resolve())
     where = "sae_notebooks.intervening.panel"
     code = f"from {where} import open_desk\n\nopen_desk({run!r}, {names!r})"
-    say = "# Explorer\n\nIn JupyterLab: choose *Run*, then *Run All Cells*."
+    say = "# Explorer" + ("" if voila else "\n\nChoose *Run*, then *Run All Cells*.")
     cells = [nbformat.v4.new_markdown_cell(say), nbformat.v4.new_code_cell(code)]
     kernel = dict(name="python3", display_name="python3", language="python")
     book = nbformat.v4.new_notebook(cells=cells, metadata=dict(kernelspec=kernel))
@@ -328,6 +329,9 @@ def explorer_folder(folder: str | Path, run: str | Path | None = None, names=())
 
 def open_desk(run=None, names=()) -> Desk:
     "The desk of the notebook that `explore` serves: a run, or the book's dictionaries."
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()  # of "loading weights": a page is not a terminal
     places = {n: lambda n=n: book_place(n) for n in names} or None
     return full_desk(places, run)
 
@@ -350,7 +354,8 @@ def explore(
             f"{run} holds no run (no config.json): sae_workbook run --out {run} makes one"
         )
     voila = find_spec("voila") is not None if voila is None else voila
-    notebook = explorer_folder(folder or tempfile.mkdtemp(prefix="explore-"), run, tuple(names))
+    folder = folder or tempfile.mkdtemp(prefix="explore-")
+    notebook = explorer_folder(folder, run, tuple(names), voila)
     if not port:
         with socket.socket() as s:
             s.bind(("127.0.0.1", 0))
