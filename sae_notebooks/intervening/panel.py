@@ -96,6 +96,7 @@ class SteeringPanel:
         self.prompt = w.Text("The other day", description="prompt", layout=w.Layout(width="40em"))
         self.tokens = w.IntSlider(30, 1, 120, description="tokens")
         self.heat = w.FloatSlider(0.8, min=0, max=1.5, step=0.1, description="temperature")
+        self.heat.style.description_width = "initial"
         self.seed = w.BoundedIntText(0, min=0, max=10**6, description="seed")
         self.add_button, self.write_button, self.stop_button = (
             w.Button(description=d, tooltip=d) for d in ("add this feature", "write", "stop")
@@ -124,7 +125,7 @@ class SteeringPanel:
         self.rows, self.sliders.children = [], ()
         self.expect.value = Html(dose_table(self.state.place.lm.name))._repr_html_()
 
-    def add(self, feature: int | None = None, strength: float = 5.0):
+    def add(self, feature: int | None = None, strength: float = 1.0):
         "A slider for the feature that the desk is at."
         f = self.state.feature if feature is None else feature
         with on_page(self.note):
