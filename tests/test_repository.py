@@ -147,3 +147,9 @@ def test_parts_import_only_from_parts_before_them():
         seen |= used
         assert all(order.index(u) <= order.index(part) for u in used), f"{path.name} in {part} imports {used}"
     assert {"extraction", "dictionaries"} <= seen, "no import between parts was found: the pattern no longer fits what nbdev writes"
+
+
+def test_pictures_at_the_head_of_chapters_are_what_the_chapters_show():
+    from pictures import outdated
+
+    assert not outdated(), "run: python tests/pictures.py"

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['LEVELS', 'CSS', 'site_of', 'text_codes', 'feature_values', 'affects', 'leave_one_out', 'Reading', 'read', 'reread',
-           'unit_effect', 'effects', 'shown', 'coloured', 'Html', 'html_page', 'vocabulary_scores', 'lens_bound',
-           'logit_lens', 'density_histogram', 'feature_card', 'feature_page', 'strongest_features', 'text_view',
+           'unit_effect', 'effects', 'vocabulary_scores', 'lens_bound', 'logit_lens', 'shown', 'coloured', 'Html',
+           'html_page', 'density_histogram', 'feature_card', 'feature_page', 'strongest_features', 'text_view',
            'Explorer']
 
 # %% ../../nbs/part3_reading/31_examples.ipynb #f8a9dd8c
@@ -21,8 +21,6 @@ from ..dictionaries.sae import SAE
 from ..extraction.activations import around, special_ids, windows
 from ..extraction.language_model import LanguageModel, as_site
 from .features import Entry, FeatureStore, Hit
-
-# %% ../../nbs/part3_reading/31_examples.ipynb #80f9861a
 from fastcore.basics import patch
 
 # %% ../../nbs/part3_reading/31_examples.ipynb #7c3073bf
@@ -50,7 +48,7 @@ def _checked(sae, feature):
         )
     return int(feature)
 
-# %% ../../nbs/part3_reading/31_examples.ipynb #35751fbc
+
 @torch.no_grad()
 def text_codes(
     lm: LanguageModel, sae: SAE, ids  # [n] tokens
@@ -190,7 +188,7 @@ def _read(lm, sae, text, ids, offsets, feature, target=None, how=True):
         r.effects = effects(lm, sae, ids, feature, values) if lm.generates else None
     return r
 
-# %% ../../nbs/part3_reading/31_examples.ipynb #c24f0220
+
 def reread(store: FeatureStore, lm: LanguageModel, sae: SAE, hit: Hit, how: bool = True) -> Reading:
     """The document of a hit through model and dictionary again, up to the end of the words
     around it; a long one in the window in which the store has read it."""
@@ -247,6 +245,75 @@ def effects(
     with lm.edited({site_of(lm, sae): lambda x: x - removed(x)}):
         without = lm.token_losses(batch)
     return np.concatenate([[np.nan], (without - clean)[0].float().cpu().numpy()]).astype(np.float32)
+
+# %% ../../nbs/part3_reading/31_examples.ipynb #2b206c61
+def _final_norm(lm):
+    for name in ("norm", "ln_f", "final_layer_norm"):
+        if hasattr(lm.body, name):
+            return getattr(lm.body, name)
+    raise WorkbookError(
+        f"{lm.name}: no final norm found, so the logit lens does not know what lies between the"
+        " stream and the vocabulary"
+    )
+
+
+@torch.no_grad()
+def vocabulary_scores(
+    lm: LanguageModel, directions: torch.Tensor  # [m, width] in the residual stream
+) -> torch.Tensor:  # [m, vocabulary] standard deviations
+    """Logit lens (nostalgebraist, 2020): directions through the weights of the final norm and
+    the unembedding, each standardised over the vocabulary."""
+    lm.need_output("show what a feature makes likelier")
+    norm, x = _final_norm(lm), lm.width**0.5 * torch.nn.functional.normalize(
+        directions.float(), dim=1
+    ).to(lm.device, lm.dtype)
+    x = norm(x) - norm(torch.zeros_like(x[:1]))  # without a bias, which no feature writes
+    logits = (x @ lm.model.get_output_embeddings().weight.T).float()[:, : len(lm.tokenizer)]
+    return (logits - logits.mean(1, keepdim=True)) / logits.std(1, keepdim=True)
+
+
+def lens_bound(lm: LanguageModel, rows: int = 256, level: float = 0.95) -> float:
+    """The highest score over the vocabulary that a random direction stays below, with
+    probability `level`."""
+    return float(
+        vocabulary_scores(
+            lm, torch.randn(rows, lm.width, generator=torch.Generator().manual_seed(0))
+        )
+        .max(1)
+        .values.quantile(level)
+    )
+
+# %% ../../nbs/part3_reading/31_examples.ipynb #9c7bc41a
+def logit_lens(
+    lm: LanguageModel, sae: SAE, features, n: int = 10, block: int = 512
+) -> dict:  # feature → {"up": [(token id, text, score)], "down": [...]}
+    """The tokens that features promote and suppress most when they write straight to the
+    output, in standard deviations over the vocabulary."""
+    features, out, name = [_checked(sae, f) for f in features], {}, _token_names(lm)
+    for a in range(0, len(features), block):
+        of = features[a : a + block]
+        scores = vocabulary_scores(lm, sae.W_dec[of].detach())
+        ends = {way: s.topk(n) for way, s in (("up", scores), ("down", -scores))}
+        for i, f in enumerate(of):
+            out[f] = {
+                way: [
+                    (int(t), name(int(t)), float(v if way == "up" else -v))
+                    for v, t in zip(e.values[i], e.indices[i])
+                ]
+                for way, e in ends.items()
+            }
+    return out
+
+
+def _token_names(lm):
+    cache = {}
+
+    def name(t):
+        if t not in cache:
+            cache[t] = lm.tokenizer.decode([t])
+        return cache[t]
+
+    return name
 
 # %% ../../nbs/part3_reading/31_examples.ipynb #1cae7ec1
 _odd = (
@@ -371,75 +438,6 @@ def html_page(title: str, *pieces: str) -> str:  # a whole document
         + "</html>\n"
     )
 
-# %% ../../nbs/part3_reading/31_examples.ipynb #2b206c61
-def _final_norm(lm):
-    for name in ("norm", "ln_f", "final_layer_norm"):
-        if hasattr(lm.body, name):
-            return getattr(lm.body, name)
-    raise WorkbookError(
-        f"{lm.name}: no final norm found, so the logit lens does not know what lies between the"
-        " stream and the vocabulary"
-    )
-
-
-@torch.no_grad()
-def vocabulary_scores(
-    lm: LanguageModel, directions: torch.Tensor  # [m, width] in the residual stream
-) -> torch.Tensor:  # [m, vocabulary] standard deviations
-    """Logit lens (nostalgebraist, 2020): directions through the weights of the final norm and
-    the unembedding, each standardised over the vocabulary."""
-    lm.need_output("show what a feature makes likelier")
-    norm, x = _final_norm(lm), lm.width**0.5 * torch.nn.functional.normalize(
-        directions.float(), dim=1
-    ).to(lm.device, lm.dtype)
-    x = norm(x) - norm(torch.zeros_like(x[:1]))  # without a bias, which no feature writes
-    logits = (x @ lm.model.get_output_embeddings().weight.T).float()[:, : len(lm.tokenizer)]
-    return (logits - logits.mean(1, keepdim=True)) / logits.std(1, keepdim=True)
-
-
-def lens_bound(lm: LanguageModel, rows: int = 256, level: float = 0.95) -> float:
-    """The highest score over the vocabulary that a random direction stays below, with
-    probability `level`."""
-    return float(
-        vocabulary_scores(
-            lm, torch.randn(rows, lm.width, generator=torch.Generator().manual_seed(0))
-        )
-        .max(1)
-        .values.quantile(level)
-    )
-
-# %% ../../nbs/part3_reading/31_examples.ipynb #9c7bc41a
-def logit_lens(
-    lm: LanguageModel, sae: SAE, features, n: int = 10, block: int = 512
-) -> dict:  # feature → {"up": [(token id, text, score)], "down": [...]}
-    """The tokens that features promote and suppress most when they write straight to the
-    output, in standard deviations over the vocabulary."""
-    features, out, name = [_checked(sae, f) for f in features], {}, _token_names(lm)
-    for a in range(0, len(features), block):
-        of = features[a : a + block]
-        scores = vocabulary_scores(lm, sae.W_dec[of].detach())
-        ends = {way: s.topk(n) for way, s in (("up", scores), ("down", -scores))}
-        for i, f in enumerate(of):
-            out[f] = {
-                way: [
-                    (int(t), name(int(t)), float(v if way == "up" else -v))
-                    for v, t in zip(e.values[i], e.indices[i])
-                ]
-                for way, e in ends.items()
-            }
-    return out
-
-
-def _token_names(lm):
-    cache = {}
-
-    def name(t):
-        if t not in cache:
-            cache[t] = lm.tokenizer.decode([t])
-        return cache[t]
-
-    return name
-
 # %% ../../nbs/part3_reading/31_examples.ipynb #53107f35
 def _bars(counts, label, left, right, width=230, height=64) -> str:  # SVG
     "Bars with logarithmic heights, and their range below."
@@ -472,7 +470,7 @@ def density_histogram(store: FeatureStore, bins: int = 40) -> Html:
         f' {10 ** np.median(d):.2g}</p></div>'
     )
 
-# %% ../../nbs/part3_reading/31_examples.ipynb #7ae58bd2
+
 def _context(store, own, hit, scale):
     "A hit with the feature's value at every token around it, from the store."
     p = hit.passage

@@ -48,8 +48,6 @@ from sae_notebooks.extraction.activations import (
 from ..extraction.corpus import Corpus, open_corpus
 from ..extraction.docs import docs_version
 from ..extraction.language_model import LanguageModel, as_site, load_model
-
-# %% ../../nbs/part3_reading/30_features.ipynb #773c7625
 from fastcore.basics import patch
 
 # %% ../../nbs/part3_reading/30_features.ipynb #695e5b87
@@ -263,7 +261,7 @@ class _Writer:
         for f in (*self.files.values(), *self.tables.values(), self.lock):
             f.close()
 
-# %% ../../nbs/part3_reading/30_features.ipynb #655fd513
+
 @patch
 def add(self: _Writer, group, codes: Codes):  # of `Entry`  # of all their tokens, in order
     "Append a group of documents and commit it."
@@ -339,7 +337,7 @@ def _indptr(counts, target, dtype, block=2**20):
             _write(out, ends)
     os.replace(part, target)
 
-# %% ../../nbs/part3_reading/30_features.ipynb #f85e4f18
+
 def _array(path, dtype):
     "A file as a read-only array in place."
     return (
@@ -477,7 +475,7 @@ def _summaries(folder, n_features, dtype, documents, block):
     )
     return int((np.diff(ends) > 0).sum())
 
-# %% ../../nbs/part3_reading/30_features.ipynb #77cdad41
+
 def _document_ends(
     docs: Documents,
 ) -> np.ndarray:  # int64: row behind each document, in the order of the store
@@ -536,7 +534,7 @@ def _end(folder, settings, memory):
         shutil.rmtree(folder / ".work")
     return True
 
-# %% ../../nbs/part3_reading/30_features.ipynb #c1932994
+
 def write_store(
     groups,  # of (settings, state): yields (`Entry`s, `Codes`) from document state["next"] on
     folder: str | Path,
@@ -600,7 +598,7 @@ def _about(sae, model, site):
         dict(name=model.name, revision=model.revision, fingerprint=mine),
     )
 
-# %% ../../nbs/part3_reading/30_features.ipynb #fd516176
+
 def build_store(
     sae: SAE,
     lm: LanguageModel,
@@ -725,7 +723,7 @@ class FeatureStore:
     def alive(self):
         return np.flatnonzero(self.counts)  # features that are active at least once
 
-# %% ../../nbs/part3_reading/30_features.ipynb #e6d8db9e
+
 @patch
 def _read_meta(self: FeatureStore):
     path = self.folder / "meta.json"
@@ -815,7 +813,7 @@ def feature(self: FeatureStore, feature: int) -> Activations:  # empty for a dea
     span = self._span(feature)
     return Activations(self.tokens[span], from_bits(self.values[span], self.dtype))
 
-# %% ../../nbs/part3_reading/30_features.ipynb #3ae8e014
+
 @patch
 def codes(
     self: FeatureStore, start: int = 0, stop: int | None = None
@@ -838,7 +836,7 @@ def batches(self: FeatureStore, size: int = 8192):  # tokens
     for a in range(0, self.n_tokens, size):
         yield a, self.codes(a, a + size)
 
-# %% ../../nbs/part3_reading/30_features.ipynb #c4823040
+
 @patch
 def by_feature(
     self: FeatureStore, features
@@ -893,7 +891,7 @@ def rows_of(self: FeatureStore, document: int) -> slice:
     )
     return slice(base + a, base + b)
 
-# %% ../../nbs/part3_reading/30_features.ipynb #1309fff2
+
 class Stored(NamedTuple):
     "A document of a store."
 
@@ -918,7 +916,7 @@ def document(self: FeatureStore, ordinal: int) -> Stored:  # by its ordinal in t
         self._held += len(d.text)
     return self._kept[ordinal]
 
-# %% ../../nbs/part3_reading/30_features.ipynb #df7ee9d4
+
 @patch
 def offsets(
     self: FeatureStore, rows: slice
@@ -984,7 +982,7 @@ class Hits(list):
             + "</table>"
         )
 
-# %% ../../nbs/part3_reading/30_features.ipynb #79c6ba5a
+
 @njit(nogil=True, cache=True)
 def _largest(bits, k, flip):
     "Places of the k largest (with flip: smallest) numbers, best first; of equal ones the first."
@@ -1046,7 +1044,7 @@ def _extremes(self: FeatureStore, feature, n, lowest, distinct, words):
         k *= 8
     return self.hits(feature, places, words)
 
-# %% ../../nbs/part3_reading/30_features.ipynb #5d00e427
+
 @patch
 def top(
     self: FeatureStore,
@@ -1105,7 +1103,7 @@ def quantiles(
     found = iter(self.hits(feature, np.concatenate(samples), words))
     return [Hits(next(found) for _ in s) for s in samples]
 
-# %% ../../nbs/part3_reading/30_features.ipynb #b5a073e0
+
 @patch
 def histogram(
     self: FeatureStore, feature: int, bins: int = 40
@@ -1120,7 +1118,7 @@ def _together(tokens, row_ends, row_features, count):
         for s in range(row_ends[t], row_ends[t + 1]):
             count[row_features[s]] += 1
 
-# %% ../../nbs/part3_reading/30_features.ipynb #f596f983
+
 @patch
 def coactive(
     self: FeatureStore,
@@ -1189,7 +1187,7 @@ def minilm_store(
     lm = lm or load_model("minilm")
     return _kept_store("minilm", minilm_sae(features, lm=lm), "minilm", lm, tokens)
 
-# %% ../../nbs/part3_reading/30_features.ipynb #1ce61e0e
+
 def gemma_store(
     name: str = "gemma-M",  # a shipped dictionary of Gemma, or the folder of another
     tokens: int = 60_000,  # of held-out documentation and concept texts
