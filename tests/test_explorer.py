@@ -276,7 +276,8 @@ def test_live_desk_has_a_map_to_click(desk):
         time.sleep(0.1)
         if heading(browser) != before:
             break
-    until(browser, f"document.querySelector('.desk article h3').textContent !== {json.dumps(before)}")
+    h3 = "document.querySelector('.desk article h3').textContent"
+    until(browser, f"{h3} !== {json.dumps(before)}")
 
 
 def test_live_desk_asks_no_other_host(desk):
