@@ -133,7 +133,7 @@ class SteeringPanel:
                 raise WorkbookError(f"feature {f} has a slider already")
             place = self.state.place
             place.store._span(f, alive=True)
-            slider = w.FloatSlider(strength, min=-10, max=10, step=0.5, readout_format="+.1f")
+            slider = w.FloatSlider(strength, min=-10, max=10, step=0.1, readout_format="+.1f")
             label = w.Label(place.line(f), layout=w.Layout(width="22em"))
             away = w.Button(description="remove", tooltip=f"no longer push feature {f}")
             row = w.HBox([label, slider, away], layout=w.Layout(flex_flow="row wrap"))
@@ -191,11 +191,13 @@ def _text(name, prompt, text):
 
 # %% ../../nbs/part4_intervening/40d_panel.ipynb #5c1a010c
 class RatingPanel:
-    "A rating sheet for the feature that the desk is at; marks are kept in the cache."
+    """A rating sheet for the feature that the desk is at; marks are kept in the folder
+    `SAE_NOTEBOOKS_RATINGS`, or in the cache."""
 
     def __init__(self, state: State, folder: str | Path | None = None):
         self.state, self.sheet = state, None
-        self.folder = Path(folder or cache_path("ratings"))
+        own = os.environ.get("SAE_NOTEBOOKS_RATINGS")
+        self.folder = Path(folder or own or cache_path("ratings"))
         self.start = w.Button(description="rate this feature", tooltip="contexts and controls")
         self.start.on_click(lambda _: self.rate())
         self.note, self.body = w.HTML(), w.VBox()
@@ -367,6 +369,7 @@ def explore(
     if voila:
         what = ["voila", str(notebook), "--Voila.auto_token=True", "--template=workbook"]
         what += [f"--port={port}", "--Voila.ip=127.0.0.1", "--no-browser"]
+        what += ["--VoilaExecutor.iopub_timeout=120"]  # a busy machine is no reason to drop a page
         address = f"http://127.0.0.1:{port}/?token={token}"
     else:
         what = ["jupyterlab", f"--ServerApp.root_dir={notebook.parent}", "--no-browser"]

@@ -421,6 +421,8 @@ class Desk:
         with on_page(self.note):
             self.note.value = "loading; the first visit takes a minute or two…"
             self.state.visit(name)
+            self.note.value = ""
+        self.switch.value = self.state.at[0]  # back, where the visit failed
 
     def static(self) -> Html:
         "What the desk shows, without a kernel."
