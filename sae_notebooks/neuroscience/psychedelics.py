@@ -21,7 +21,7 @@ from ..dictionaries.metrics import _logits
 from ..dictionaries.sae import SAE
 from ..extraction.corpus import open_corpus
 from ..extraction.language_model import LanguageModel, Site, as_site
-from ..intervening.steering import _site_for
+from ..dictionaries.fitting import fitting_site
 from .connectivity import activity, networks, subset
 from sae_notebooks.neuroscience.pharmacology import (
     divergence,
@@ -83,7 +83,7 @@ def upstream(sae: SAE) -> Site:
 def _sample(lm, sae, site, each=2):  # rows at the site, codes at the dictionary's, sentence of each
     documents = concept_sentences(each, seed="psychedelics")
     rows, codes, owner = [], [], []
-    here = _site_for(lm, sae, None)
+    here = fitting_site(lm, sae)
     encoded = [e.ids for e in lm.encode([d.text for d in documents])]
     order = sorted(range(len(documents)), key=lambda i: len(encoded[i]))
     for i in range(0, len(order), 32):
@@ -152,7 +152,7 @@ def state_under(
     where=None,  # the site of the push; None: `upstream`
 ) -> Trip:
     "What a model holds while it reads texts, with or without a push upstream of the dictionary."
-    site, seen = _site_for(lm, sae, None), {}
+    site, seen = fitting_site(lm, sae), {}
     where = upstream(sae) if where is None else as_site(where)
 
     def change(x, here):
