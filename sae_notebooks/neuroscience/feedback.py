@@ -183,7 +183,7 @@ def explicit(
     lm: LanguageModel,
     t: Trials,  # with letters first; its last pair is left out
     n: int = 4,  # sentences for each letter
-    tokens: int = 14,
+    tokens: int = 12,
     seed: int = 0,
 ) -> list[list[str]]:  # [2][n] what was written for low and for high
     "Sentences that a model writes for either letter, sampled at temperature 1."
