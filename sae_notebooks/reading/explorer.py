@@ -370,7 +370,7 @@ class MapPanel:
         self.state, self._of = state, None
         self.map, self.note, self.picture = _map_widget(), w.HTML(), w.HTML()
         if self.map is not None:
-            self.map.observe(lambda c: self._go(c.new), "clicked")
+            self.map.observe(lambda c: c.new >= 0 and self._go(c.new), "clicked")
         self.box = w.VBox([self.note, self.map or self.picture])
         state.observe(lambda _: self.show(), "at")
         self.show()
@@ -392,7 +392,7 @@ class MapPanel:
                         id=ids.tolist(), x=xy[:, 0].tolist(), y=xy[:, 1].tolist(), name=names
                     )
             if self.map is not None:
-                self.map.here = self.state.feature
+                self.map.here, self.map.clicked = self.state.feature, -1  # to be clicked again
             else:
                 self.picture.value = map_svg(*self._of[1:], place.names, self.state.feature)
 
