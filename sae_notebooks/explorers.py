@@ -16,7 +16,7 @@ from .core import WorkbookError
 def in_script(data) -> str:
     "JSON that may stand inside a `<script>`: whatever it quotes, it cannot close it."
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
-    for c in "<>&\u2028\u2029":
+    for c in "<>&$\u2028\u2029":  # $: nor be taken for a formula
         text = text.replace(c, f"\\u{ord(c):04x}")
     return text
 

@@ -121,6 +121,7 @@ def test_gallery_search_links_keys_map_and_back(pages, browser, model):
 def test_gallery_opens_at_its_address(pages, browser):
     data = json.loads((ROOT / "nbs/book/gallery/gemma.json").read_text("utf-8"))
     ids = [f["id"] for f in data["features"]]
+    browser.open("about:blank")  # the same page with another end is not loaded anew
     browser.open(pages["gemma"].as_uri() + f"#f{ids[7]}")
     assert browser.run("document.title").startswith(f"Feature {ids[7]}:")
     browser.open("about:blank")
@@ -147,11 +148,16 @@ def desk(browser, tmp_path_factory):
         pytest.skip("Voila is not installed (pip install voila): JupyterLab waits for a click")
     from sae_notebooks.intervening.panel import explore
 
-    server, address = explore(names=("workbook M",), folder=tmp_path_factory.mktemp("desk"))
+    folder = tmp_path_factory.mktemp("desk")
+    kept = os.environ.get("SAE_NOTEBOOKS_RATINGS")
+    os.environ["SAE_NOTEBOOKS_RATINGS"] = str(folder / "ratings")  # none of the reader's own
+    server, address = explore(names=("workbook M",), folder=folder)
+    os.environ.pop("SAE_NOTEBOOKS_RATINGS")
+    if kept:
+        os.environ["SAE_NOTEBOOKS_RATINGS"] = kept
     try:
         browser.open(address)
-        until(browser, "document.querySelector('.desk select')", 180)  # a kernel, torch, a store
-        until(browser, "document.querySelector('.desk article h3')", 60)
+        until(browser, "document.querySelector('.desk article h3')", 240)  # kernel, torch, store
         yield browser, address
     finally:
         server.terminate()
@@ -170,12 +176,27 @@ def asked(browser, words):
     )
 
 
+def tab(browser, name):
+    every = "[...document.querySelectorAll('.desk .lm-TabBar-tab')]"
+    click(browser, f"{every}.find((t) => t.textContent.trim() === '{name}')")
+
+
 def test_live_desk_asks_for_its_token(desk):
-    browser, address = desk
+    class Stay(urllib.request.HTTPRedirectHandler):
+        def redirect_request(self, *_):
+            return None
+
+    _, address = desk
+    base, stay = address.split("?")[0], urllib.request.build_opener(Stay)
+    assert base.startswith("http://127.0.0.1:")
+    for place in ("", "api/kernels", "voila/render/explore.ipynb"):
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            stay.open(base + place, timeout=20)
+        sent = refused.value.headers.get("Location", "")
+        assert refused.value.code == 302 and sent.startswith("/login"), place
     with pytest.raises(urllib.error.HTTPError) as refused:
-        urllib.request.urlopen(address.split("?")[0] + "api/kernels", timeout=20)
-    assert refused.value.code in (401, 403, 404)
-    assert address.startswith("http://127.0.0.1:")
+        stay.open(urllib.request.Request(base + "api/kernels", b"{}"), timeout=20)
+    assert refused.value.code in (401, 403, 405)
 
 
 def test_live_desk_searches_follows_and_types(desk):
@@ -191,7 +212,7 @@ def test_live_desk_searches_follows_and_types(desk):
     took["neighbour"] = until(browser, f"{h3} !== {json.dumps(before)}", 10)
     asked(browser, "99999")
     until(browser, "document.querySelector('.desk [role=alert]')", 10)
-    click(browser, "[...document.querySelectorAll('.desk .lm-TabBar-tab')][1]")
+    tab(browser, "Tokens")
     until(browser, "[...document.querySelectorAll('.desk textarea')].find((t) => t.offsetParent)")
     browser.run(
         "(() => { const e = document.querySelector('.desk textarea'); e.focus();"
@@ -210,7 +231,7 @@ def test_live_desk_searches_follows_and_types(desk):
 
 def test_live_desk_steers_and_stops(desk):
     browser, _ = desk
-    click(browser, "[...document.querySelectorAll('.desk .lm-TabBar-tab')][2]")
+    tab(browser, "Steering")
     button = "[...document.querySelectorAll('.desk button')].find((b) => b.textContent === '{}')"
     until(browser, button.format("add this feature") + ".offsetParent")
     click(browser, button.format("add this feature"))
@@ -222,6 +243,41 @@ def test_live_desk_steers_and_stops(desk):
     until(browser, button.format("stop") + ".disabled", 30)
     assert not browser.run("[...document.querySelectorAll('.desk [role=alert]')].some((e) =>"
                            " e.offsetParent)")
+
+
+def test_live_desk_rates(desk):
+    browser, _ = desk
+    tab(browser, "Rating")
+    button = "[...document.querySelectorAll('.desk button')].find((b) => b.textContent === '{}')"
+    until(browser, button.format("rate this feature") + ".offsetParent")
+    click(browser, button.format("rate this feature"))
+    until(browser, button.format("skip"), 30)
+    said = "[...document.querySelectorAll('.desk .fc .mu')].some((e) => e.textContent === '{}')"
+    before = next(k for k in range(1, 16) if browser.run(said.format(f"{k} of 15")))
+    click(browser, button.format("3"))
+    until(browser, said.format(f"{before + 1} of 15"), 10)
+
+
+def test_live_desk_has_a_map_to_click(desk):
+    browser, _ = desk
+    if find_spec("anywidget") is None:
+        pytest.skip("anywidget is not installed: the map is a picture")
+    tab(browser, "Map")
+    canvas = "document.querySelector('.desk canvas')"
+    until(browser, f"{canvas} && {canvas}.offsetParent", 10)
+    before = heading(browser)
+    x, y, w = browser.run(
+        f"(() => {{ const b = {canvas}.getBoundingClientRect(); return [b.x, b.y, b.width] }})()"
+    )
+    for k in range(40):  # some dot near the middle
+        at = dict(x=x + w * (0.4 + 0.005 * k), y=y + w * 0.5, button="left", clickCount=1)
+        for kind in ("mousePressed", "mouseReleased"):
+            browser.call("Input.dispatchMouseEvent", type=kind, **at)
+        time.sleep(0.1)
+        if heading(browser) != before:
+            break
+    h3 = "document.querySelector('.desk article h3').textContent"
+    until(browser, f"{h3} !== {json.dumps(before)}")
 
 
 def test_live_desk_asks_no_other_host(desk):

@@ -96,6 +96,7 @@ class SteeringPanel:
         self.prompt = w.Text("The other day", description="prompt", layout=w.Layout(width="40em"))
         self.tokens = w.IntSlider(30, 1, 120, description="tokens")
         self.heat = w.FloatSlider(0.8, min=0, max=1.5, step=0.1, description="temperature")
+        self.heat.style.description_width = "initial"
         self.seed = w.BoundedIntText(0, min=0, max=10**6, description="seed")
         self.add_button, self.write_button, self.stop_button = (
             w.Button(description=d, tooltip=d) for d in ("add this feature", "write", "stop")
@@ -124,7 +125,7 @@ class SteeringPanel:
         self.rows, self.sliders.children = [], ()
         self.expect.value = Html(dose_table(self.state.place.lm.name))._repr_html_()
 
-    def add(self, feature: int | None = None, strength: float = 5.0):
+    def add(self, feature: int | None = None, strength: float = 1.0):
         "A slider for the feature that the desk is at."
         f = self.state.feature if feature is None else feature
         with on_page(self.note):
@@ -132,7 +133,7 @@ class SteeringPanel:
                 raise WorkbookError(f"feature {f} has a slider already")
             place = self.state.place
             place.store._span(f, alive=True)
-            slider = w.FloatSlider(strength, min=-10, max=10, step=0.5, readout_format="+.1f")
+            slider = w.FloatSlider(strength, min=-10, max=10, step=0.1, readout_format="+.1f")
             label = w.Label(place.line(f), layout=w.Layout(width="22em"))
             away = w.Button(description="remove", tooltip=f"no longer push feature {f}")
             row = w.HBox([label, slider, away], layout=w.Layout(flex_flow="row wrap"))
@@ -190,11 +191,13 @@ def _text(name, prompt, text):
 
 # %% ../../nbs/part4_intervening/40d_panel.ipynb #5c1a010c
 class RatingPanel:
-    "A rating sheet for the feature that the desk is at; marks are kept in the cache."
+    """A rating sheet for the feature that the desk is at; marks are kept in the folder
+    `SAE_NOTEBOOKS_RATINGS`, or in the cache."""
 
     def __init__(self, state: State, folder: str | Path | None = None):
         self.state, self.sheet = state, None
-        self.folder = Path(folder or cache_path("ratings"))
+        own = os.environ.get("SAE_NOTEBOOKS_RATINGS")
+        self.folder = Path(folder or own or cache_path("ratings"))
         self.start = w.Button(description="rate this feature", tooltip="contexts and controls")
         self.start.on_click(lambda _: self.rate())
         self.note, self.body = w.HTML(), w.VBox()
@@ -366,6 +369,7 @@ def explore(
     if voila:
         what = ["voila", str(notebook), "--Voila.auto_token=True", "--template=workbook"]
         what += [f"--port={port}", "--Voila.ip=127.0.0.1", "--no-browser"]
+        what += ["--VoilaExecutor.iopub_timeout=120"]  # a busy machine is no reason to drop a page
         address = f"http://127.0.0.1:{port}/?token={token}"
     else:
         what = ["jupyterlab", f"--ServerApp.root_dir={notebook.parent}", "--no-browser"]

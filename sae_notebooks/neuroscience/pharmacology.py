@@ -19,7 +19,7 @@ from ..core import WorkbookError, progress
 from ..dictionaries.metrics import _logits, bootstrap_weights
 from ..dictionaries.sae import SAE
 from ..extraction.language_model import LanguageModel, as_site
-from ..intervening.steering import _site_for
+from ..dictionaries.fitting import fitting_site
 from .patterns import agreement, mantel
 
 # %% ../../nbs/part5_neuroscience/57_pharmacology.ipynb #3fdf4449
@@ -195,7 +195,7 @@ def state_after(
     at=(),  # places in the probes whose prediction is wanted; none: only half of the model is run
 ) -> State:
     "Read a prefix once, then each probe after it."
-    site, m = _site_for(lm, sae, None), len(probes)
+    site, m = fitting_site(lm, sae), len(probes)
     start, seen, how = _begun(lm, prefix), {}, {}
     if start.shape[1]:
         past = lm.body(input_ids=start, use_cache=True).past_key_values

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FILLERS', 'own_words', 'remaining', 'conditions', 'Recording', 'record', 'usual', 'amounts', 'against', 'preferring',
-           'agreement', 'cohesion']
+           'exchanged', 'agreement', 'cohesion']
 
 # %% ../../nbs/part5_neuroscience/51_rest.ipynb #a8ad343b
 from typing import NamedTuple
@@ -242,8 +242,8 @@ def preferring(
     return pd.DataFrame(dict(feature=used, rest=mean[0], text=mean[1], t=t, p=p))
 
 # %% ../../nbs/part5_neuroscience/51_rest.ipynb #4a6dac59
-def _exchanged(label, counts, rng, bins):
-    "Labels exchanged among features of like density."
+def exchanged(label: np.ndarray, counts: np.ndarray, rng, bins: int = 10) -> np.ndarray:
+    "Labels exchanged among features of like density, as many in each bin."
     rank = np.argsort(np.argsort(counts, kind="stable"), kind="stable")
     bin_of = rank * min(bins, len(rank)) // max(1, len(rank))
     order = np.lexsort((rng.random(len(label)), bin_of))
@@ -266,7 +266,7 @@ def agreement(
         raise WorkbookError(f"only {both.sum()} features are in both partitions; read more text")
     x, y, c = one[both], two[both], counts[both]
     value, rng = adjusted_mutual_info_score(x, y), np.random.default_rng(seed)
-    null = [adjusted_mutual_info_score(x, _exchanged(y, c, rng, bins)) for _ in range(draws)]
+    null = [adjusted_mutual_info_score(x, exchanged(y, c, rng, bins)) for _ in range(draws)]
     p = (1 + np.sum(np.array(null) >= value)) / (1 + draws)
     out = dict(features=int(both.sum()), ami=value, chance=np.mean(null))
     return {**out, "high": np.quantile(null, 0.95), "p": p}
@@ -300,7 +300,7 @@ def cohesion(
     value = own.sum() / pairs.sum()
     low, high = np.quantile(own @ w / np.maximum(pairs @ w, 1), [0.025, 0.975])
     null = [
-        within(_exchanged(label, counts[known], rng, 10)).sum() / pairs.sum()
+        within(exchanged(label, counts[known], rng)).sum() / pairs.sum()
         for _ in range(draws)
     ]
     p = (1 + np.sum(np.array(null) >= value)) / (1 + draws)

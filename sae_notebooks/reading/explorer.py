@@ -16,6 +16,7 @@ import numpy as np
 import torch
 import traitlets
 
+import sae_notebooks
 from ..core import WorkbookError
 from .examples import CSS, Html, _three, logit_lens, read, shown, text_codes
 from .places import WAYS, Place, State, book_place, contexts
@@ -39,6 +40,9 @@ _STYLE = (
     + CSS
     + """.desk-note{border-left:4px solid #D55E00;padding:.3em .8em;margin:.3em 0}
 .desk{font:14px/1.5 system-ui,sans-serif}
+.desk .fc{--on:230,159,0;--neg:0,114,178;--ink:#1a1a1a;--soft:#5c5c5c;--line:#d5d5d5;--paper:#fff}
+body[data-jp-theme-light=false] .desk .fc{--on:196,116,0;--neg:30,120,200;--ink:#ececec;
+--soft:#a9a9a9;--line:#3c3c3c;--paper:#161616}
 .desk .widget-select select{font:13px/1.4 ui-monospace,monospace;height:100%}
 .desk .widget-toggle-buttons button{width:auto!important;min-width:1em;padding:0 .25em;margin:1px;
 height:auto;line-height:1.7;color:#1a1a1a;border:1px solid transparent}
@@ -49,7 +53,8 @@ height:auto;line-height:1.7;color:#1a1a1a;border:1px solid transparent}
 
 
 def _button(label, tip, act, width="auto"):
-    b = w.Button(description=label, tooltip=tip, layout=w.Layout(width=width))
+    b = w.Button(description=label, tooltip=tip)
+    b.layout = w.Layout(width=width, align_self="flex-start")
     b.on_click(lambda _: act())
     return b
 
@@ -63,7 +68,7 @@ class FeaturePanel:
         self.way = w.Dropdown(options=ways, description="ask by")
         self.asked = w.Text(placeholder=WAYS["name or concept"], description="find")
         self.asked.continuous_update = False
-        self.list = w.Select(rows=18, layout=w.Layout(width="100%"))
+        self.list = w.Select(rows=18, layout=w.Layout(width="auto"), tooltip="features found")
         self.why, self.note, self.facts, self.texts = (w.HTML() for _ in range(4))
         self.order = w.ToggleButtons(options=["strongest", "across", "weakest"])
         self.words = w.IntSlider(20, 4, 60, description="words", continuous_update=False)
@@ -169,11 +174,12 @@ class TokenPanel:
 
     def __init__(self, state: State):
         self.state, self._read = state, (None, None, None)
-        self.text = w.Textarea(state.text, rows=3, layout=w.Layout(width="100%"))
+        self.text = w.Textarea(state.text, rows=3, layout=w.Layout(width="auto"), tooltip="text")
         self.text.placeholder = "type or paste a text"
         self.tokens = w.ToggleButtons(options=[])
         self.colour, self.note, self.head, self.more = (w.HTML() for _ in range(4))
-        self.list = w.Select(rows=12, layout=w.Layout(width="100%", max_width="46em"))
+        self.list = w.Select(rows=12, layout=w.Layout(width="auto", max_width="46em"))
+        self.list.tooltip = "features of the token"
         self.causes = _button("causes and effects", "through the model again", self.explain)
         self.text.observe(lambda c: setattr(state, "text", c.new), "value")
         self.tokens.observe(lambda _: self.at_token(), "value")
@@ -261,7 +267,7 @@ class TokenPanel:
 # %% ../../nbs/part3_reading/37_explorer.ipynb #a953c585
 def plane_of(place: Place, folder: str | Path | None = None):  # → features [m], [m, 2] in 0…1
     "Where the dots lie: the shipped plane of this dictionary, or its two principal directions."
-    folder = Path(folder or Path(__file__).resolve().parents[2] / "nbs/book/gallery")
+    folder = Path(folder or Path(sae_notebooks.__file__).parents[1] / "nbs/book/gallery")
     kept = folder / {"workbook M": "workbook.json", "gemma M": "gemma.json"}.get(place.name, "none")
     if kept.exists():
         d = json.loads(kept.read_text("utf-8"))["map"]
@@ -364,7 +370,7 @@ class MapPanel:
         self.state, self._of = state, None
         self.map, self.note, self.picture = _map_widget(), w.HTML(), w.HTML()
         if self.map is not None:
-            self.map.observe(lambda c: self._go(c.new), "clicked")
+            self.map.observe(lambda c: c.new >= 0 and self._go(c.new), "clicked")
         self.box = w.VBox([self.note, self.map or self.picture])
         state.observe(lambda _: self.show(), "at")
         self.show()
@@ -386,7 +392,7 @@ class MapPanel:
                         id=ids.tolist(), x=xy[:, 0].tolist(), y=xy[:, 1].tolist(), name=names
                     )
             if self.map is not None:
-                self.map.here = self.state.feature
+                self.map.here, self.map.clicked = self.state.feature, -1  # to be clicked again
             else:
                 self.picture.value = map_svg(*self._of[1:], place.names, self.state.feature)
 
@@ -415,6 +421,8 @@ class Desk:
         with on_page(self.note):
             self.note.value = "loading; the first visit takes a minute or two…"
             self.state.visit(name)
+            self.note.value = ""
+        self.switch.value = self.state.at[0]  # back, where the visit failed
 
     def static(self) -> Html:
         "What the desk shows, without a kernel."

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+import sae_notebooks
 from ..core import WorkbookError, atomic_write
 from .examples import _context, logit_lens
 from .features import extreme, from_bits
@@ -165,7 +166,7 @@ def _by_topic(place, features, seed):
 # %% ../../nbs/part3_reading/37a_gallery.ipynb #bc78724f
 def write_gallery(place: Place, name: str, folder: str | Path | None = None, **kwargs) -> Path:
     "Keep a page's data as `NAME.json` (in `nbs/book/gallery` unless told otherwise)."
-    folder = Path(folder or Path(__file__).resolve().parents[2] / "nbs/book/gallery")
+    folder = Path(folder or Path(sae_notebooks.__file__).parents[1] / "nbs/book/gallery")
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_write(folder / f"{name}.json") as part:
         text = json.dumps(gallery_data(place, **kwargs), ensure_ascii=False, separators=(",", ":"))

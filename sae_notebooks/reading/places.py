@@ -110,6 +110,8 @@ class Place:
         self.name = name or f"{lm.name}, {sae.n_features:,} features"
         if corpus is not None:
             _same_text(store, corpus)
+        if not (sae.peak > 0).any():  # a fresh dictionary does not know how large it becomes
+            sae.peak.copy_(torch.from_numpy(store.max.astype(np.float32)))
         self.names = feature_names(store)
         self.alive = np.array(sorted(self.names))
         if not len(self.alive):
