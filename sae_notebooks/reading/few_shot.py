@@ -13,7 +13,6 @@ import torch
 from fastcore.basics import patch
 from transformers import DynamicCache
 
-from ..core import WorkbookError
 from ..dictionaries.fitting import few_logits
 from ..dictionaries.metrics import LOGITS, _chunk_losses
 from ..extraction.language_model import LanguageModel
