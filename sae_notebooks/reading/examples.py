@@ -17,6 +17,7 @@ import torch
 
 from ..core import WorkbookError, progress
 from ..dictionaries.fitting import need_one_unit
+from ..dictionaries.metrics import LOGITS
 from ..dictionaries.sae import SAE
 from ..extraction.activations import around, special_ids, windows
 from ..extraction.language_model import LanguageModel, as_site
@@ -272,24 +273,25 @@ def vocabulary_scores(
     return (logits - logits.mean(1, keepdim=True)) / logits.std(1, keepdim=True)
 
 
+def _lens_block(lm):  # directions at a time: scores and their three copies take 256 MB
+    return max(1, LOGITS // (4 * lm.vocabulary))
+
+
 def lens_bound(lm: LanguageModel, rows: int = 256, level: float = 0.95) -> float:
     """The highest score over the vocabulary that a random direction stays below, with
     probability `level`."""
-    return float(
-        vocabulary_scores(
-            lm, torch.randn(rows, lm.width, generator=torch.Generator().manual_seed(0))
-        )
-        .max(1)
-        .values.quantile(level)
-    )
+    random = torch.randn(rows, lm.width, generator=torch.Generator().manual_seed(0))
+    best = [vocabulary_scores(lm, some).amax(1) for some in random.split(_lens_block(lm))]
+    return float(torch.cat(best).quantile(level))
 
 # %% ../../nbs/part3_reading/31_examples.ipynb #9c7bc41a
 def logit_lens(
-    lm: LanguageModel, sae: SAE, features, n: int = 10, block: int = 512
+    lm: LanguageModel, sae: SAE, features, n: int = 10
 ) -> dict:  # feature → {"up": [(token id, text, score)], "down": [...]}
     """The tokens that features promote and suppress most when they write straight to the
     output, in standard deviations over the vocabulary."""
     features, out, name = [_checked(sae, f) for f in features], {}, _token_names(lm)
+    block = _lens_block(lm)
     for a in range(0, len(features), block):
         of = features[a : a + block]
         scores = vocabulary_scores(lm, sae.W_dec[of].detach())
