@@ -21,7 +21,6 @@ from sae_notebooks.dictionaries.fitting import (
     fitting_site,
     need_one_unit,
 )
-from ..dictionaries.fitting import few_logits as _few_logits  # its older name
 from ..dictionaries.metrics import LOGITS, _logits
 from ..dictionaries.sae import SAE
 from ..dictionaries.sparse import keep_entries, weighted_rows

@@ -19,7 +19,6 @@ from torch import nn
 
 from ..core import WorkbookError
 from ..dictionaries.fitting import fitting_site
-from ..dictionaries.fitting import fitting_site as _site_for  # its older name
 from ..dictionaries.sae import SAE
 from ..dictionaries.sparse import BUDGET
 from ..extraction.language_model import LanguageModel
