@@ -8,6 +8,7 @@ __all__ = ['OPENINGS', 'DOSES', 'MULTIPLES', 'PHRASES', 'SHOTS', 'write_under', 
            'concept_score', 'steering_scores', 'interval', 'targeted']
 
 # %% ../../nbs/part4_intervening/40b_dose.ipynb #3aa044fc
+import csv
 import itertools
 import json
 import math
@@ -431,10 +432,9 @@ def steer_table(
     with atomic_write(out) as p:
         table.round(4).to_csv(p, index=False)
     samples = t[t.opening == 0].drop_duplicates(["concept", "method", "dose"])
+    samples = samples[["concept", "method", "dose", "hit", "fluency", "text"]].round(3)
     with atomic_write(out.with_name(out.stem + "_samples.csv")) as p:
-        samples[["concept", "method", "dose", "hit", "fluency", "text"]].round(3).to_csv(
-            p, index=False
-        )
+        samples.to_csv(p, index=False, quoting=csv.QUOTE_NONNUMERIC)  # texts hold any character
     return table
 
 # %% ../../nbs/part4_intervening/40b_dose.ipynb #171409a7
