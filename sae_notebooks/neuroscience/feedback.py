@@ -16,13 +16,13 @@ from scipy import stats
 from transformers import DynamicCache
 
 from ..core import WorkbookError
+from ..dictionaries.fitting import few_logits, fitting_site
 from ..dictionaries.metrics import _logits
 from ..dictionaries.sae import SAE
 from ..extraction.activations import special_ids
 from ..extraction.language_model import LanguageModel, as_site
-from ..intervening.ablation import _few_logits
 from ..intervening.dose import _whole_rows
-from ..intervening.steering import _features, _site_for, _values
+from ..intervening.steering import _features, _values
 
 # %% ../../nbs/part5_neuroscience/54_neurofeedback.ipynb #bf72de09
 @torch.no_grad()
@@ -109,7 +109,7 @@ def report(lm: LanguageModel, t: Trials) -> np.ndarray:  # float64 [n] nats, hig
     "How much more the model expects the letter for high, before each letter."
     lm.need_output("report")
     h = lm.body(input_ids=torch.from_numpy(t.ids)[None].to(lm.device), use_cache=False)
-    z = _few_logits(lm, h.last_hidden_state[0, t.letter - 1], list(t.letters))
+    z = few_logits(lm, h.last_hidden_state[0, t.letter - 1], list(t.letters))
     return (z[:, 1] - z[:, 0]).double().cpu().numpy()
 
 # %% ../../nbs/part5_neuroscience/54_neurofeedback.ipynb #664a0b13
@@ -254,7 +254,7 @@ def write_controlled(
 ) -> tuple[Written, np.ndarray]:  # and what was watched, float64 [tokens, rows, w]
     "Write texts token by token; every new token's features are read before they are pushed."
     lm.need_output("write under control")
-    site = _site_for(lm, sae, None)
+    site = fitting_site(lm, sae)
     pushed, watch = _features(sae, features), np.asarray(watch, np.int64)
     every, place = np.unique(watch, return_inverse=True)
     _features(sae, every)
