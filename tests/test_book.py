@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 pytest.importorskip("latex2mathml")
-from browser import Browser, find_browser
 from sae_notebooks.markup import chapter_map
 from sae_notebooks.site import book, chapters, faults
 
@@ -21,15 +20,6 @@ def site(tmp_path_factory):
     started = time.time()
     made = book(folder, ROOT)
     return folder, made, time.time() - started
-
-
-@pytest.fixture(scope="module")
-def browser():
-    if not find_browser():
-        pytest.skip("no Chromium on PATH (Debian: apt install chromium; or SAE_NOTEBOOKS_BROWSER)")
-    pytest.importorskip("websocket")
-    with Browser() as b:
-        yield b
 
 
 def test_every_chapter_has_a_page_and_can_be_downloaded(site):

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from browser import Browser, find_browser
 from sae_notebooks.cli import main
 from sae_notebooks.explorers import EXPLORERS, write_explorers
 
@@ -19,15 +18,6 @@ SECOND = 1.0  # what a look may take; a machine that does other things besides g
 def pages(tmp_path_factory):
     folder = tmp_path_factory.mktemp("explorers")
     return {Path(p).stem: folder / p for p in write_explorers(folder, ROOT)}
-
-
-@pytest.fixture(scope="module")
-def browser():
-    if not find_browser():
-        pytest.skip("no Chromium on PATH (Debian: apt install chromium; or SAE_NOTEBOOKS_BROWSER)")
-    pytest.importorskip("websocket")
-    with Browser() as b:
-        yield b
 
 
 def until(browser, what: str, limit: float = 3 * SECOND) -> float:

@@ -6,7 +6,6 @@
 __all__ = ['CHANGED_HEADS', 'fitting_site', 'need_one_unit', 'Downstream', 'few_logits']
 
 # %% ../../nbs/part2_dictionaries/24_fitting.ipynb #05571399
-import numpy as np
 import torch
 from transformers import DynamicCache
 

@@ -21,7 +21,6 @@ from ..dictionaries.metrics import _logits
 from ..dictionaries.sae import SAE
 from ..extraction.activations import special_ids
 from ..extraction.language_model import LanguageModel, as_site
-from ..intervening.dose import _whole_rows
 from ..intervening.steering import _features, _values
 
 # %% ../../nbs/part5_neuroscience/54_neurofeedback.ipynb #bf72de09

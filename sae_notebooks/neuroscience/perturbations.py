@@ -13,7 +13,7 @@ import torch
 
 from ..core import WorkbookError, progress
 from ..dictionaries.sae import SAE
-from ..extraction.language_model import LanguageModel, as_site
+from ..extraction.language_model import LanguageModel
 from sae_notebooks.neuroscience.pharmacology import (
     DRUGS,
     PLACEBOS,
