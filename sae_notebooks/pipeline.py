@@ -14,7 +14,8 @@ import torch
 from .core import WorkbookError, atomic_write, cache_path, give_back
 from .dictionaries.metrics import evaluate
 from .dictionaries.sae import SAE
-from .dictionaries.training import TrainConfig, read_log, train
+from .dictionaries.objectives import TrainConfig
+from .dictionaries.training import read_log, train
 from .extraction.activations import Store, extract, fingerprint
 from .extraction.corpus import OWN, Corpus, ListSource, open_corpus
 from .extraction.language_model import default_device, load_model

@@ -22,7 +22,8 @@ from scipy.optimize import least_squares
 from ..core import WorkbookError, atomic_write, cache_path, data_path
 from .metrics import evaluate
 from .sae import SAE, load_sae
-from .training import TrainConfig, train
+from .objectives import TrainConfig
+from .training import train
 from ..extraction.activations import Store, extract, fingerprint
 from ..extraction.corpus import open_corpus
 from ..extraction.docs import docs_version

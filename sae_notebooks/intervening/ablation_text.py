@@ -16,15 +16,10 @@ import torch, torch.nn.functional as F
 
 from ..core import WorkbookError
 from ..dictionaries.fitting import Downstream
-from sae_notebooks.dictionaries.metrics import (
-    LOGITS,
-    _logits,
-    bootstrap_weights,
-    columns,
-    detection,
-    label_text,
-    sequence_batches,
-)
+from ..dictionaries.metrics import LOGITS, _logits, sequence_batches
+from ..dictionaries.variance import bootstrap_weights
+from ..dictionaries.detection import columns, detection
+from ..dictionaries.truth import label_text
 from ..dictionaries.sae import SAE
 from ..dictionaries.sparse import Codes, dots, keep_entries, weighted_rows
 from ..extraction.corpus import Corpus, ListSource

@@ -17,14 +17,11 @@ import torch
 from scipy import optimize, special, stats
 
 from ..core import WorkbookError, build_once, cache_path, progress
-from sae_notebooks.dictionaries.metrics import (
-    Collected,
-    LabelledText,
+from ..dictionaries.truth import Collected, LabelledText, collect, label_text
+from sae_notebooks.dictionaries.detection import (
     auroc_interval,
     choosing_half,
-    collect,
     detection,
-    label_text,
     null_auroc,
     score_of,
     take_rows,

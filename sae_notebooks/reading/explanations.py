@@ -25,7 +25,8 @@ import torch
 from sklearn.feature_extraction.text import CountVectorizer
 
 from ..core import WorkbookError, atomic_write, progress
-from ..dictionaries.metrics import auroc_interval, bootstrap_weights, dense_auroc
+from ..dictionaries.detection import auroc_interval, dense_auroc
+from ..dictionaries.variance import bootstrap_weights
 from ..extraction.activations import row_chance
 from ..extraction.concepts import shipped_grammar, token_ranges
 from ..extraction.corpus import Corpus

@@ -17,16 +17,15 @@ import torch
 from scipy import stats
 
 from ..core import WorkbookError, progress
-from sae_notebooks.dictionaries.metrics import (
+from sae_notebooks.dictionaries.detection import (
     Columns,
-    LabelledText,
     choosing_half,
     columns,
     dense_auroc,
     detection,
-    label_text,
     take_rows as some_rows,
 )
+from ..dictionaries.truth import LabelledText, label_text
 from ..dictionaries.sae import SAE
 from ..dictionaries.sparse import Codes, keep_entries, transpose, weighted_rows
 from sae_notebooks.extraction.activations import (

@@ -11,9 +11,12 @@ import pytest
 import torch
 from torch.utils.cpp_extension import include_paths
 
-from sae_notebooks.dictionaries.metrics import collect, detection, evaluate, label_text, probe_set
+from sae_notebooks.dictionaries.truth import collect, label_text, probe_set
+from sae_notebooks.dictionaries.detection import detection
+from sae_notebooks.dictionaries.metrics import evaluate
 from sae_notebooks.dictionaries.sae import load_sae
-from sae_notebooks.dictionaries.training import TrainConfig, train
+from sae_notebooks.dictionaries.objectives import TrainConfig
+from sae_notebooks.dictionaries.training import train
 from sae_notebooks.extraction.activations import extract
 from sae_notebooks.extraction.corpus import open_corpus
 from sae_notebooks.extraction.language_model import has_minilm, load_model
