@@ -412,7 +412,7 @@ def _train_arguments(p):
 @command("train-model", _train_arguments)
 def train_model(args):
     "Train a workbook model again, from text to weights (six hours on two cores; resumes)."
-    from sae_notebooks.appendix.workbook_model import train_workbook_model
+    from sae_notebooks.appendix.learning import train_workbook_model
 
     print(f"written: {train_workbook_model(args.name, args.out, compiled=not args.no_compile)}")
 

@@ -12,7 +12,7 @@ import torch
 from sae_notebooks import cli
 from sae_notebooks.cli import main
 from sae_notebooks.core import THREADS, WorkbookError
-from sae_notebooks.dictionaries.interop import to_saelens
+from sae_notebooks.dictionaries.saelens import to_saelens
 from sae_notebooks.dictionaries.metrics import evaluate
 from sae_notebooks.dictionaries.sae import SAE, load_sae
 from sae_notebooks.pipeline import Run, divided

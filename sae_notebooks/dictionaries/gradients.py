@@ -10,20 +10,15 @@ import numpy as np
 import torch, torch.nn.functional as F
 from numba import prange
 
-from sae_notebooks.dictionaries.sparse import (
+from sae_notebooks.dictionaries.selecting import (
     BUDGET,
-    Codes,
     best,
-    compiled,
-    dots,
-    join,
     keep_entries,
     select_above,
     select_top,
     top_of_product,
-    transpose,
-    weighted_rows,
 )
+from .sparse import Codes, compiled, dots, join, transpose, weighted_rows
 
 # %% ../../nbs/part2_dictionaries/21a_gradients.ipynb #4793f998
 from fastcore.basics import patch

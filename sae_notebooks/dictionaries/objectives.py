@@ -22,7 +22,8 @@ from sae_notebooks.dictionaries.gradients import (
     _squares,
 )
 from .sae import SAE, VARIANTS
-from .sparse import BUDGET, join, keep_entries, select_top
+from .selecting import BUDGET, keep_entries, select_top
+from .sparse import join
 from ..extraction.normalisation import check_normalisation
 
 # %% ../../nbs/part2_dictionaries/21_training.ipynb #4793f998

@@ -16,7 +16,8 @@ from ..core import WorkbookError, atomic_write, progress
 from .gradients import _per_token, _squares, adam_rows
 from .objectives import UNIT, Learner, TrainConfig, default_lr
 from .sae import SAE
-from .sparse import BUDGET, Codes
+from .selecting import BUDGET
+from .sparse import Codes
 from ..extraction.normalisation import _is_store, normalisation_of
 
 # %% ../../nbs/part2_dictionaries/21b_step.ipynb #4793f998

@@ -21,7 +21,8 @@ from ..dictionaries.variance import bootstrap_weights
 from ..dictionaries.detection import columns, detection
 from ..dictionaries.truth import label_text
 from ..dictionaries.sae import SAE
-from ..dictionaries.sparse import Codes, dots, keep_entries, weighted_rows
+from ..dictionaries.sparse import Codes, dots, weighted_rows
+from ..dictionaries.selecting import keep_entries
 from ..extraction.corpus import Corpus, ListSource
 from ..extraction.language_model import LanguageModel, Site, as_site
 from .ablation import _text_codes, check_ablation

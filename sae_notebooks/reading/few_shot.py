@@ -16,7 +16,8 @@ from transformers import DynamicCache
 from ..dictionaries.fitting import few_logits
 from ..dictionaries.metrics import LOGITS, _chunk_losses
 from ..extraction.language_model import LanguageModel
-from .explanations import Context, Explainer, Judge, Name, _some
+from .contexts import Context
+from .explanations import Explainer, Judge, Name, _some
 
 # %% ../../nbs/part3_reading/32b_gemma_explains.ipynb #4ac4f417
 class Case(NamedTuple):

@@ -27,7 +27,8 @@ from sae_notebooks.dictionaries.detection import (
 )
 from ..dictionaries.truth import LabelledText, label_text
 from ..dictionaries.sae import SAE
-from ..dictionaries.sparse import Codes, keep_entries, transpose, weighted_rows
+from ..dictionaries.sparse import Codes, transpose, weighted_rows
+from ..dictionaries.selecting import keep_entries
 from sae_notebooks.extraction.activations import (
     _groups,
     _passes,
@@ -39,7 +40,7 @@ from sae_notebooks.extraction.activations import (
 )
 from ..extraction.corpus import Corpus
 from ..extraction.language_model import LanguageModel, Site, as_site
-from .features import take_rows
+from .building import take_rows
 
 # %% ../../nbs/part3_reading/33_neurons.ipynb #d15d9a31
 from fastcore.basics import patch

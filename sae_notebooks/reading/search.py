@@ -19,8 +19,10 @@ from ..dictionaries.fitting import need_one_unit
 from ..dictionaries.sae import SAE
 from ..dictionaries.sparse import dots
 from ..extraction.language_model import LanguageModel
-from .examples import _batch, _final_norm, site_of, text_codes
-from .features import FeatureStore, to_bits
+from .examples import _batch, site_of, text_codes
+from .cards import _final_norm
+from .features import FeatureStore
+from .files import to_bits
 
 # %% ../../nbs/part3_reading/36_search.ipynb #82334416
 class Excited(NamedTuple):

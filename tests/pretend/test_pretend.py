@@ -19,10 +19,11 @@ from sae_notebooks.dictionaries.objectives import TrainConfig
 from sae_notebooks.dictionaries.training import train
 from sae_notebooks.extraction.activations import extract
 from sae_notebooks.extraction.corpus import open_corpus
-from sae_notebooks.extraction.language_model import has_minilm, load_model
+from sae_notebooks.extraction.presets import has_minilm
+from sae_notebooks.extraction.language_model import load_model
 from sae_notebooks.pipeline import Run, RunConfig
 from sae_notebooks.reading import completeness, examples, explanations, geometry, neurons, search
-from sae_notebooks.reading.features import build_store
+from sae_notebooks.reading.building import build_store
 
 COMPILER = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
 pytestmark = [pytest.mark.skipif(not sys.platform.startswith("linux") or COMPILER is None, reason="needs Linux and a C++ compiler: install g++"),
