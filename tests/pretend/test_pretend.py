@@ -18,8 +18,8 @@ from sae_notebooks.extraction.activations import extract
 from sae_notebooks.extraction.corpus import open_corpus
 from sae_notebooks.extraction.language_model import has_minilm, load_model
 from sae_notebooks.pipeline import Run, RunConfig
-from sae_notebooks.reading import completeness, examples, explanations, geometry, neurons, search
-from sae_notebooks.reading.features import build_store
+from sae_notebooks.reading import chat, completeness, examples, geometry, neurons, search
+from sae_notebooks.reading.building import build_store
 
 COMPILER = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
 pytestmark = [pytest.mark.skipif(not sys.platform.startswith("linux") or COMPILER is None, reason="needs Linux and a C++ compiler: install g++"),
@@ -157,7 +157,7 @@ def test_geometry(both):
 
 
 def test_chat(both):
-    there, here = (explanations.LocalChat(lm) for lm, _ in (both.there, both.here))
+    there, here = (chat.LocalChat(lm) for lm, _ in (both.there, both.here))
     asked = [[dict(role="user", content="Say yes.")]]
     assert there.replies(asked, 4) == here.replies(asked, 4)
     np.testing.assert_allclose(there.choose(asked, ["0", "yes, sir"]), here.choose(asked, ["0", "yes, sir"]), rtol=1e-3)
