@@ -24,7 +24,7 @@ from sae_notebooks.intervening.steering import (
 )
 
 from sae_notebooks.reading import examples, search
-from sae_notebooks.reading.features import sae_fingerprint
+from sae_notebooks.reading.files import sae_fingerprint
 
 LM, M = load_model(), load_sae("M")
 

@@ -35,7 +35,8 @@ from ..extraction.corpus import Corpus, Document, ListSource, Span
 from ..extraction.docs import docs_version
 from ..extraction.language_model import LanguageModel
 from .examples import text_codes
-from .features import FeatureStore, to_bits
+from .features import FeatureStore
+from .files import to_bits
 
 # %% ../../nbs/part3_reading/35_completeness.ipynb #7ad7f1f7
 def share_above(store: FeatureStore, features, values) -> np.ndarray:  # float64 [m], above 0

@@ -21,7 +21,8 @@ from ..dictionaries.metrics import LOGITS
 from ..dictionaries.sae import SAE
 from ..extraction.activations import around, special_ids, windows
 from ..extraction.language_model import LanguageModel, as_site
-from .features import Entry, FeatureStore, Hit
+from .building import Entry
+from .features import FeatureStore, Hit
 from fastcore.basics import patch
 
 # %% ../../nbs/part3_reading/31_examples.ipynb #7c3073bf

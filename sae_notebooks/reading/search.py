@@ -20,7 +20,8 @@ from ..dictionaries.sae import SAE
 from ..dictionaries.sparse import dots
 from ..extraction.language_model import LanguageModel
 from .examples import _batch, _final_norm, site_of, text_codes
-from .features import FeatureStore, to_bits
+from .features import FeatureStore
+from .files import to_bits
 
 # %% ../../nbs/part3_reading/36_search.ipynb #82334416
 class Excited(NamedTuple):
