@@ -280,7 +280,7 @@ class LocalChat:
             )
         return torch.from_numpy(ids)[None].to(self.lm.device)
 
-# %% ../../nbs/part3_reading/32c_chat.ipynb #1495251c
+# %% ../../nbs/part3_reading/32c_chat.ipynb #500be5b1
 @patch
 @torch.no_grad()
 def replies(
@@ -320,21 +320,15 @@ def choose(
     ]
     out = np.zeros((len(requests), len(options)))
     for i, r in enumerate(progress(requests, "asking", unit="requests")):
-        ids = self._ids(r, max(map(len, tails)))
-        for j, t in enumerate(
-            tails
-        ):  # as many passes as needed: one, if all options are single tokens
-            if j == 0 or len(t) > 1:
-                lp = (
-                    self.lm.model(
-                        input_ids=torch.cat([ids, torch.from_numpy(t[:-1])[None].to(ids)], 1),
-                        logits_to_keep=len(t),
-                        use_cache=False,
-                    )
-                    .logits[0]
-                    .float()
-                    .log_softmax(-1)
-                    .cpu()
-                )
-            out[i, j] = float(lp[torch.arange(len(t)), torch.from_numpy(t)].double().sum())
+        ids, seen = self._ids(r, max(map(len, tails))), {}
+        for j, t in enumerate(tails):
+            if (head := tuple(t[:-1].tolist())) not in seen:  # one pass for tails that differ last
+                logits = self.lm.model(
+                    input_ids=torch.cat([ids, torch.from_numpy(t[:-1])[None].to(ids)], 1),
+                    logits_to_keep=len(t),
+                    use_cache=False,
+                ).logits[0]
+                seen[head] = logits.float().log_softmax(-1).cpu()
+            places = torch.arange(len(t)), torch.from_numpy(t).long()
+            out[i, j] = float(seen[head][places].double().sum())
     return out
