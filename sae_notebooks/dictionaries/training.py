@@ -18,20 +18,15 @@ from numba import prange
 
 from ..core import WorkbookError, atomic_write, progress
 from .sae import SAE, VARIANTS
-from sae_notebooks.dictionaries.sparse import (
+from sae_notebooks.dictionaries.selecting import (
     BUDGET,
-    Codes,
     best,
-    compiled,
-    dots,
-    join,
     keep_entries,
     select_above,
     select_top,
     top_of_product,
-    transpose,
-    weighted_rows,
 )
+from .sparse import Codes, compiled, dots, join, transpose, weighted_rows
 from ..extraction.normalisation import _is_store, check_normalisation, normalisation_of
 
 # %% ../../nbs/part2_dictionaries/21_training.ipynb #4793f998

@@ -26,7 +26,8 @@ from sae_notebooks.dictionaries.metrics import (
     sequence_batches,
 )
 from ..dictionaries.sae import SAE
-from ..dictionaries.sparse import Codes, dots, keep_entries, weighted_rows
+from ..dictionaries.sparse import Codes, dots, weighted_rows
+from ..dictionaries.selecting import keep_entries
 from ..extraction.corpus import Corpus, ListSource
 from ..extraction.language_model import LanguageModel, Site, as_site
 from .ablation import _text_codes, check_ablation

@@ -22,7 +22,8 @@ from sae_notebooks.dictionaries.metrics import (
     choosing_half,
 )
 from ..dictionaries.sae import SAE
-from ..dictionaries.sparse import keep_entries, weighted_rows
+from ..dictionaries.selecting import keep_entries
+from ..dictionaries.sparse import weighted_rows
 from ..extraction.language_model import LanguageModel, as_site
 from ..intervening.ablation import Downstream, _text_codes
 from sae_notebooks.neuroscience.connectivity import (

@@ -30,7 +30,8 @@ from sae_notebooks.dictionaries.metrics import (
     take_rows,
 )
 from ..dictionaries.sae import SAE
-from ..extraction.concepts import Draw, Writer, shipped_grammar
+from ..extraction.templates import Draw, Writer
+from ..extraction.concepts import shipped_grammar
 from ..extraction.corpus import Corpus, Document, ListSource, Span
 from ..extraction.docs import docs_version
 from ..extraction.language_model import LanguageModel

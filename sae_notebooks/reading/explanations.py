@@ -30,7 +30,7 @@ from ..extraction.activations import row_chance
 from ..extraction.concepts import shipped_grammar, token_ranges
 from ..extraction.corpus import Corpus
 from ..extraction.language_model import LanguageModel, load_model
-from .examples import Html, coloured, shown
+from .cards import Html, coloured, shown
 from .features import FeatureStore
 
 # %% ../../nbs/part3_reading/32_explanations.ipynb #b3c040ea

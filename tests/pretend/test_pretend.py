@@ -16,9 +16,19 @@ from sae_notebooks.dictionaries.sae import load_sae
 from sae_notebooks.dictionaries.training import TrainConfig, train
 from sae_notebooks.extraction.activations import extract
 from sae_notebooks.extraction.corpus import open_corpus
-from sae_notebooks.extraction.language_model import has_minilm, load_model
+from sae_notebooks.extraction.presets import has_minilm
+from sae_notebooks.extraction.language_model import load_model
 from sae_notebooks.pipeline import Run, RunConfig
-from sae_notebooks.reading import completeness, examples, explanations, geometry, neurons, search
+from sae_notebooks.reading import (
+    attributing,
+    completeness,
+    examples,
+    explanations,
+    geometry,
+    interpretability,
+    neurons,
+    search,
+)
 from sae_notebooks.reading.features import build_store
 
 COMPILER = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
@@ -136,14 +146,14 @@ def test_examples(both):
 def test_neurons(both):
     a, b = (neurons.correlate(lm, sae, both.corpus, 1500, features=[3, both.feature]) for lm, sae in (both.there, both.here))
     for group in b.r: np.testing.assert_allclose(a.r[group], b.r[group], atol=1e-2)
-    assert type(neurons.respond(*both.there, both.corpus, 1500)) is neurons.Responses
+    assert type(interpretability.respond(*both.there, both.corpus, 1500)) is interpretability.Responses
 
 
 def test_search(both):
     prompt, s = "The capital of France is", both.store
-    both.agree(lambda lm, sae: search.attribution(lm, sae, prompt, " Paris"), 1e-2, 1e-2)
-    both.agree(lambda lm, sae: search.ablated(lm, sae, prompt, " Paris", [1, 2, both.feature], " Rome"), 1e-2, 1e-2)
-    both.agree(lambda lm, sae: search.boosted(lm, sae, s, "I am a", " man", [3, both.feature])[0], 1e-2, 1e-2)
+    both.agree(lambda lm, sae: attributing.attribution(lm, sae, prompt, " Paris"), 1e-2, 1e-2)
+    both.agree(lambda lm, sae: attributing.ablated(lm, sae, prompt, " Paris", [1, 2, both.feature], " Rome"), 1e-2, 1e-2)
+    both.agree(lambda lm, sae: attributing.boosted(lm, sae, s, "I am a", " man", [3, both.feature])[0], 1e-2, 1e-2)
     for how in (dict(prompts=[both.text]), dict(words=["the"]), dict(near=both.feature), dict(near=both.text), dict(near=both.here[1].W_dec[3].detach()), dict(output=(prompt, " Paris")), dict(becomes=("I am a", " man")), dict(topic="The river")):
         assert [m.feature for m in search.search(s, *both.there, n=3, **how)] == [m.feature for m in search.search(s, *both.here, n=3, **how)]
     assert [t["feature"] for t in completeness.last_token_features(s, *both.there, ["We moved to Hackney"])] == [t["feature"] for t in completeness.last_token_features(s, *both.here, ["We moved to Hackney"])]
