@@ -17,7 +17,14 @@ from ..dictionaries.fitting import need_one_unit
 from ..dictionaries.sae import SAE
 from ..extraction.activations import around, special_ids, windows
 from ..extraction.language_model import LanguageModel, as_site
-from .cards import Html, _checked, coloured, feature_card, html_page
+from sae_notebooks.reading.cards import (
+    Html,
+    _checked,
+    coloured,
+    feature_card,
+    html_page,
+    shown,
+)
 from .features import Entry, FeatureStore, Hit
 from fastcore.basics import patch
 

@@ -17,7 +17,7 @@ from ..core import WorkbookError
 from ..dictionaries.sae import SAE
 from ..extraction.language_model import LanguageModel
 from .attributing import Evidence, by_influence, by_output
-from .examples import _batch, site_of, text_codes
+from .examples import _batch, text_codes
 from .features import FeatureStore, to_bits
 
 # %% ../../nbs/part3_reading/36_search.ipynb #82334416
