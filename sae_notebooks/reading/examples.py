@@ -25,7 +25,8 @@ from sae_notebooks.reading.cards import (
     html_page,
     shown,
 )
-from .features import Entry, FeatureStore, Hit
+from .building import Entry
+from .features import FeatureStore, Hit
 from fastcore.basics import patch
 
 # %% ../../nbs/part3_reading/31_examples.ipynb #7c3073bf

@@ -15,16 +15,15 @@ import torch
 from scipy import stats
 
 from ..core import WorkbookError
-from sae_notebooks.dictionaries.metrics import (
+from sae_notebooks.dictionaries.detection import (
     Columns,
-    LabelledText,
     choosing_half,
     columns,
     dense_auroc,
     detection,
-    label_text,
     take_rows as some_rows,
 )
+from ..dictionaries.truth import LabelledText, label_text
 from ..dictionaries.sae import SAE
 from ..extraction.corpus import Corpus
 from ..extraction.language_model import LanguageModel, Site, as_site

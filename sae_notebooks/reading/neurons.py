@@ -29,7 +29,7 @@ from sae_notebooks.extraction.activations import (
 )
 from ..extraction.corpus import Corpus
 from ..extraction.language_model import LanguageModel, Site, as_site
-from .features import take_rows
+from .building import take_rows
 
 # %% ../../nbs/part3_reading/33_neurons.ipynb #d15d9a31
 from fastcore.basics import patch

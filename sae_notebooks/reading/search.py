@@ -18,7 +18,8 @@ from ..dictionaries.sae import SAE
 from ..extraction.language_model import LanguageModel
 from .attributing import Evidence, by_influence, by_output
 from .examples import _batch, text_codes
-from .features import FeatureStore, to_bits
+from .features import FeatureStore
+from .files import to_bits
 
 # %% ../../nbs/part3_reading/36_search.ipynb #82334416
 class Excited(NamedTuple):
