@@ -24,7 +24,7 @@ from sae_notebooks.intervening.steering import (
     intervene,
 )
 
-from sae_notebooks.reading import examples, search
+from sae_notebooks.reading import attributing, examples
 from sae_notebooks.reading.files import sae_fingerprint
 
 LM, M = load_model(), load_sae("M")
@@ -207,10 +207,10 @@ def test_sites_with_which_a_chapter_cannot_work():
 
 WRONG_FOR_OWN_UNITS = {  # each takes a feature for one vector
     "unit_effect": lambda sae: examples.unit_effect(sae, 3),
-    "attribution": lambda sae: search.attribution(LM, sae, "The", " bridge"),
-    "ablated": lambda sae: search.ablated(LM, sae, "The", " bridge", [3]),
-    "boosted": lambda sae: search.boosted(LM, sae, None, "The", " bridge", [3]),
-    "candidates": lambda sae: search.candidates(LM, sae, None, "The", " bridge"),
+    "attribution": lambda sae: attributing.attribution(LM, sae, "The", " bridge"),
+    "ablated": lambda sae: attributing.ablated(LM, sae, "The", " bridge", [3]),
+    "boosted": lambda sae: attributing.boosted(LM, sae, None, "The", " bridge", [3]),
+    "candidates": lambda sae: attributing.candidates(LM, sae, None, "The", " bridge"),
     "check_ablation": lambda sae: check_ablation(LM, sae, [3]),
     "check_pairing": lambda sae: check_pairing(LM, sae),
     "directions": lambda sae: directions(LM, sae, ["tone.formal"]),

@@ -22,7 +22,7 @@ from sae_notebooks.extraction.corpus import open_corpus
 from sae_notebooks.extraction.presets import has_minilm
 from sae_notebooks.extraction.language_model import load_model
 from sae_notebooks.pipeline import Run, RunConfig
-from sae_notebooks.reading import completeness, examples, explanations, geometry, neurons, search
+from sae_notebooks.reading import attributing, cards, chat, completeness, examples, geometry, interpretability, neurons, search
 from sae_notebooks.reading.building import build_store
 
 COMPILER = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
@@ -130,7 +130,7 @@ def test_feature_store(both, tmp_path):
 def test_examples(both):
     f, t, e, ids = both.feature, both.target, examples, both.ids
     for one in (lambda lm, sae: e.text_codes(lm, sae, ids).dense(), lambda lm, sae: e.feature_values(lm, sae, ids, f), lambda lm, sae: e.affects(lm, sae, ids, f, t), lambda lm, sae: e.leave_one_out(lm, sae, ids, f, t),
-                lambda lm, sae: e.effects(lm, sae, ids, f), lambda lm, sae: e.vocabulary_scores(lm, sae.W_dec.detach()[:3]), lambda lm, _: [e.lens_bound(lm)], lambda _, sae: e.unit_effect(sae, f)): both.agree(one, 1e-2, 1e-2)
+                lambda lm, sae: e.effects(lm, sae, ids, f), lambda lm, sae: cards.vocabulary_scores(lm, sae.W_dec.detach()[:3]), lambda lm, _: [cards.lens_bound(lm)], lambda _, sae: e.unit_effect(sae, f)): both.agree(one, 1e-2, 1e-2)
     lm, sae = both.there
     assert e.read(lm, sae, both.text, f).target == e.read(*both.here, both.text, f).target
     assert "Feature" in e.feature_page(both.store, f, lm, sae) and e.text_view(lm, sae, both.text) and e.reread(both.store, lm, sae, both.store.top(f, 1)[0]) and e.Explorer(both.store, lm, sae)
@@ -140,14 +140,14 @@ def test_examples(both):
 def test_neurons(both):
     a, b = (neurons.correlate(lm, sae, both.corpus, 1500, features=[3, both.feature]) for lm, sae in (both.there, both.here))
     for group in b.r: np.testing.assert_allclose(a.r[group], b.r[group], atol=1e-2)
-    assert type(neurons.respond(*both.there, both.corpus, 1500)) is neurons.Responses
+    assert type(interpretability.respond(*both.there, both.corpus, 1500)) is interpretability.Responses
 
 
 def test_search(both):
     prompt, s = "The capital of France is", both.store
-    both.agree(lambda lm, sae: search.attribution(lm, sae, prompt, " Paris"), 1e-2, 1e-2)
-    both.agree(lambda lm, sae: search.ablated(lm, sae, prompt, " Paris", [1, 2, both.feature], " Rome"), 1e-2, 1e-2)
-    both.agree(lambda lm, sae: search.boosted(lm, sae, s, "I am a", " man", [3, both.feature])[0], 1e-2, 1e-2)
+    both.agree(lambda lm, sae: attributing.attribution(lm, sae, prompt, " Paris"), 1e-2, 1e-2)
+    both.agree(lambda lm, sae: attributing.ablated(lm, sae, prompt, " Paris", [1, 2, both.feature], " Rome"), 1e-2, 1e-2)
+    both.agree(lambda lm, sae: attributing.boosted(lm, sae, s, "I am a", " man", [3, both.feature])[0], 1e-2, 1e-2)
     for how in (dict(prompts=[both.text]), dict(words=["the"]), dict(near=both.feature), dict(near=both.text), dict(near=both.here[1].W_dec[3].detach()), dict(output=(prompt, " Paris")), dict(becomes=("I am a", " man")), dict(topic="The river")):
         assert [m.feature for m in search.search(s, *both.there, n=3, **how)] == [m.feature for m in search.search(s, *both.here, n=3, **how)]
     assert [t["feature"] for t in completeness.last_token_features(s, *both.there, ["We moved to Hackney"])] == [t["feature"] for t in completeness.last_token_features(s, *both.here, ["We moved to Hackney"])]
@@ -161,7 +161,7 @@ def test_geometry(both):
 
 
 def test_chat(both):
-    there, here = (explanations.LocalChat(lm) for lm, _ in (both.there, both.here))
+    there, here = (chat.LocalChat(lm) for lm, _ in (both.there, both.here))
     asked = [[dict(role="user", content="Say yes.")]]
     assert there.replies(asked, 4) == here.replies(asked, 4)
     np.testing.assert_allclose(there.choose(asked, ["0", "yes, sir"]), here.choose(asked, ["0", "yes, sir"]), rtol=1e-3)
