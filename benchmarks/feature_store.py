@@ -111,7 +111,8 @@ class Clock:
 
 def ours(folder, sae, lm, corpus, tokens):
     """Seconds of the parts, and bytes of the pages: store, data and page of every feature."""
-    from sae_notebooks.reading.examples import feature_page, lens_bound, logit_lens
+    from sae_notebooks.reading.examples import feature_page
+    from sae_notebooks.reading.cards import lens_bound, logit_lens
     from sae_notebooks.reading.building import build_store
     clock = Clock()
     store = clock("store", lambda: build_store(sae, lm, corpus, folder/"store", tokens=tokens))

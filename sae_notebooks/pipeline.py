@@ -11,10 +11,11 @@ from pathlib import Path
 
 import torch
 
-from .core import WorkbookError, atomic_write, cache_path
+from .core import WorkbookError, atomic_write, cache_path, give_back
 from .dictionaries.metrics import evaluate
 from .dictionaries.sae import SAE
-from .dictionaries.training import TrainConfig, read_log, train
+from .dictionaries.objectives import TrainConfig
+from .dictionaries.training import read_log, train
 from .extraction.activations import Store, extract, fingerprint
 from .extraction.corpus import OWN, Corpus, ListSource, open_corpus
 from .extraction.language_model import default_device, load_model
@@ -194,6 +195,7 @@ class Run:
             return self._kept[name]
         started = time.time()
         self._kept[name] = out = work()
+        give_back()
         took = time.time() - started
         self.seconds[name] = round(self.seconds.get(name, 0) + took, 2)
         self.write("seconds.json", self.seconds)

@@ -18,7 +18,7 @@ from transformers import AutoConfig
 from .core import WorkbookError
 from .dictionaries.interop import FORMATS, load_any, recognise
 from .dictionaries.sae import SAE, SHIPPED, load_sae
-from .dictionaries.training import TrainConfig, preset
+from .dictionaries.objectives import TrainConfig, preset
 from .extraction.language_model import as_site
 from .reading.building import _about
 

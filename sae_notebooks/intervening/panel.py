@@ -21,7 +21,7 @@ from ..core import WorkbookError, cache_path
 from ..dictionaries.scaling import results_path
 from ..dictionaries.training import read_log
 from .steering import Clamp, intervene
-from ..reading.examples import Html, shown
+from ..reading.cards import Html, shown
 from ..reading.explanations import NGrams
 from ..reading.contexts import gather
 from ..reading.explorer import Desk, on_page

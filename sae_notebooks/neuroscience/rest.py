@@ -16,7 +16,7 @@ import torch
 from sklearn.metrics import adjusted_mutual_info_score
 
 from ..core import WorkbookError, build_once, cache_path
-from ..dictionaries.metrics import bootstrap_weights
+from ..dictionaries.variance import bootstrap_weights
 from ..dictionaries.sae import SAE
 from ..dictionaries.sparse import Codes, join
 from ..extraction.language_model import LanguageModel

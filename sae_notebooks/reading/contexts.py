@@ -13,7 +13,7 @@ import numpy as np
 
 from ..core import WorkbookError
 from ..extraction.activations import row_chance
-from .examples import Html, coloured, shown
+from .cards import Html, coloured, shown
 from .features import FeatureStore
 
 # %% ../../nbs/part3_reading/31a_contexts.ipynb #8da1720e

@@ -13,7 +13,7 @@ import numpy as np
 
 import sae_notebooks
 from ..core import WorkbookError, atomic_write
-from .examples import _context, logit_lens
+from .cards import _context, logit_lens
 from .files import extreme
 from .geometry import kept, layout
 from .places import Place, concept_scores, nearest_neurons

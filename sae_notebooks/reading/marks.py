@@ -13,7 +13,8 @@ import pandas as pd
 import scipy.sparse as sp
 
 from ..core import WorkbookError
-from ..dictionaries.metrics import auroc_interval, bootstrap_weights, dense_auroc
+from ..dictionaries.detection import auroc_interval, dense_auroc
+from ..dictionaries.variance import bootstrap_weights
 from .contexts import Context, Material
 from .explanations import Judge, Name
 

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from ..core import WorkbookError
-from .examples import Html, coloured, shown
+from .cards import Html, coloured, shown
 from .explanations import RUBRIC, Judge, Name
 from .marks import Agreement, weighted_kappa
 from .contexts import Context, Material, across
