@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from .core import WorkbookError, atomic_write, cache_path
+from .core import WorkbookError, atomic_write, cache_path, give_back
 from .dictionaries.metrics import evaluate
 from .dictionaries.sae import SAE
 from .dictionaries.training import TrainConfig, read_log, train
@@ -192,6 +192,7 @@ class Run:
             return self._kept[name]
         started = time.time()
         self._kept[name] = out = work()
+        give_back()
         took = time.time() - started
         self.seconds[name] = round(self.seconds.get(name, 0) + took, 2)
         self.write("seconds.json", self.seconds)
