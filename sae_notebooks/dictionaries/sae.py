@@ -397,7 +397,7 @@ def load(cls: SAE, folder: str | Path) -> SAE:
     return sae
 
 
-SHIPPED = ("S", "M", "L", "gemma-S", "gemma-M")
+SHIPPED = ("S", "M", "L", "gemma-S", "gemma-M", "gemma-late")
 
 
 def load_sae(name: str | Path = "M") -> SAE:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SIZES', 'STOPS', 'Curve', 'circuit_curve', 'Faithfulness', 'faithfulness', 'Stop', 'edges', 'path_ablated',
-           'draw_circuit']
+           'draw_circuit', 'through_dictionary']
 
 # %% ../../nbs/part4_intervening/42a_circuits.ipynb #8327d29d
 import math
@@ -300,3 +300,29 @@ def draw_circuit(
         ax.plot([], [], "o" if kind == "feature" else "s", color=kinds[kind], label=kind)
     ax.legend(loc="upper left", bbox_to_anchor=(0, 1), ncols=2)
     return fig, ax
+
+# %% ../../nbs/part4_intervening/42a_circuits.ipynb #bb41b1c6
+@torch.no_grad()
+def through_dictionary(
+    case: Case, nodes, sae: SAE, budget: int = 2048  # `sae`: of a later residual stream
+) -> np.ndarray:  # float64 [nodes, 3]: all that the later layer brings, its features, its error
+    "How far the scalar falls without each node, and what of that a later dictionary's codes carry."
+    lm, site = case.lm, check_pairing(case.lm, sae)
+    last = Stop("feature", site.layer, 0)
+    if site.kind != "resid_post" or site.layer < case.first:
+        raise WorkbookError(f"a dictionary of {site}: it must come after {case.site}")
+    nodes = case.chosen(nodes)
+    x = case.x.repeat(len(nodes) + 1, 1, 1)  # the last row is the text itself
+    x[torch.arange(len(nodes)), case.position[nodes]] -= case.deltas(nodes)
+    with _stops_seen(lm, [last]) as seen:
+        read_out(case, x)
+    y = next(iter(seen.values())).float()
+    codes = sae.decode(sae.encode(y.flatten(0, 1))).unflatten(0, y.shape[:2])
+    codes = torch.where(sae.keeps(y.flatten(0, 1)).unflatten(0, y.shape[:2])[..., None], codes, 0)
+    whole, part = (v[:-1] - v[-1:] for v in (y, codes))
+    clean, out = measure(case, case.x[None])[0], np.zeros((len(nodes), 3))
+    for k, change in enumerate((whole, part, whole - part)):
+        for rows in torch.arange(len(nodes)).split(max(1, budget // x.shape[1])):
+            with _stops_seen(lm, [last], lambda _, y, rows=rows: y + change[rows].to(y.dtype)):
+                out[rows, k] = clean - measure(case, case.x.repeat(len(rows), 1, 1), budget * 2)
+    return out

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['onsets', 'place', 'epochs', 'cluster_test', 'courses', 'read_layers', 'decode_over_time', 'course_accuracy',
-           'token_odds', 'word_list', 'lens', 'latencies', 'generalisation']
+           'token_odds', 'word_list', 'lens', 'latencies', 'best_features', 'rise', 'generalisation']
 
 # %% ../../nbs/part5_neuroscience/55_spacetime.ipynb #a3558593
 import numpy as np
@@ -14,6 +14,7 @@ from scipy import ndimage
 
 from ..core import WorkbookError, progress
 from ..dictionaries.variance import bootstrap_weights
+from ..dictionaries.detection import choosing_half
 from ..extraction.language_model import LanguageModel, as_site
 from .patterns import Events, accuracy, folds_of, hat, turned_labels
 from ..reading.features import FeatureStore
@@ -257,6 +258,47 @@ def latencies(
             row |= dict(later=d[0], later_low=ends(d)[0], later_high=ends(d)[1])
         out.append(row)
     return pd.DataFrame(out).set_index("course")
+
+# %% ../../nbs/part5_neuroscience/55_spacetime.ipynb #40c5e02e
+def best_features(
+    x: list,  # for each lag sparse [events, features]
+    ev: Events,
+    before: int,  # lags of the baseline, the first ones
+    seed: int = 0,
+) -> tuple[np.ndarray, list]:  # float64 [events, lags, labels]; the features, of each half
+    """The course of each label's best feature, chosen on the other half of the documents by its
+    activity after the onset (Welch's t), in standard deviations."""
+    half, n = choosing_half(ev.document, seed), len(ev.names)
+    after, out, chosen = sum(x[before:]), np.zeros((len(ev.label), len(x), n)), []
+    for mine in (half, ~half):
+        a, label, best, size = after[~mine].toarray(), ev.label[~mine], [], []
+        for c in range(n):
+            own = label == c
+            if own.sum() < 2:
+                raise WorkbookError(f"{ev.names[c]}: {own.sum()} events on a half; at least two")
+            parts = a[own], a[~own]
+            spread = [p.var(0, ddof=1) / len(p) for p in parts]
+            t = (parts[0].mean(0) - parts[1].mean(0)) / np.sqrt(np.maximum(sum(spread), 1e-9))
+            best.append(int(t.argmax()))
+            size.append(max(a[:, best[-1]].std(), 1e-9))
+        for lag, z in enumerate(x):
+            out[mine, lag] = z[mine][:, best].toarray() / np.array(size) * (len(x) - before)
+        chosen.append(best)
+    return out, chosen
+
+
+def rise(
+    z: np.ndarray, ev: Events, weights: np.ndarray  # [events, lags, labels]; [events, replicates]
+) -> np.ndarray:  # [lags, replicates]
+    "The mean over labels of a label's course at its own events, less that at the others'."
+    total, labels = 0, np.unique(ev.label)
+    for c in labels:
+        means = []
+        for keep in (ev.label == c, ev.label != c):
+            w = weights[keep]
+            means.append(z[keep, :, c].T @ w / np.maximum(w.sum(0), 1e-9))
+        total = total + means[0] - means[1]
+    return total / len(labels)
 
 # %% ../../nbs/part5_neuroscience/55_spacetime.ipynb #ec686b36
 def generalisation(
