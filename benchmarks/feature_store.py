@@ -23,7 +23,7 @@ def synthetic(n_features, tokens, seed=0):
     from sae_notebooks.extraction.passes import _groups
     from sae_notebooks.extraction.corpus import open_corpus
     from sae_notebooks.extraction.language_model import load_model
-    from sae_notebooks.reading.features import entries
+    from sae_notebooks.reading.building import entries
     lm, rng = load_model("workbook"), np.random.default_rng(seed)
     weight = np.minimum(rng.lognormal(0, 2.0, n_features), 2000); ends = np.cumsum(weight / weight.sum())
     scale = rng.lognormal(0, 0.5, n_features).astype(np.float32)
@@ -64,7 +64,8 @@ def everything(store, f):
 
 
 def queries(folder, n_features, tokens, memory):
-    from sae_notebooks.reading.features import FeatureStore, write_store
+    from sae_notebooks.reading.features import FeatureStore
+    from sae_notebooks.reading.building import write_store
     started, before = time.time(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     write_store(synthetic(n_features, tokens), folder, n_features, memory=memory)
     seconds, store = time.time() - started, FeatureStore(folder)
@@ -110,8 +111,9 @@ class Clock:
 
 def ours(folder, sae, lm, corpus, tokens):
     """Seconds of the parts, and bytes of the pages: store, data and page of every feature."""
-    from sae_notebooks.reading.examples import feature_page, lens_bound, logit_lens
-    from sae_notebooks.reading.features import build_store
+    from sae_notebooks.reading.examples import feature_page
+    from sae_notebooks.reading.cards import lens_bound, logit_lens
+    from sae_notebooks.reading.building import build_store
     clock = Clock()
     store = clock("store", lambda: build_store(sae, lm, corpus, folder/"store", tokens=tokens))
     lens, bound = clock("logit lens", lambda: (logit_lens(lm, sae, store.alive.tolist(), 10), lens_bound(lm)))
@@ -182,7 +184,7 @@ def against(folder, args):
     from sae_notebooks.extraction.language_model import load_model
     lm, corpus = load_model("workbook"), open_corpus("docs+concepts:20000", seed=0)
     sae = dictionary(args.features, lm, corpus)
-    from sae_notebooks.reading.features import build_store
+    from sae_notebooks.reading.building import build_store
     build_store(sae, lm, corpus, folder/"compile", tokens=4096) # kernels are compiled before the clock starts
     store, clock, pages = ours(folder, sae, lm, corpus, args.real_tokens); times = clock.wall
     data, total = sum(v for k, v in times.items() if k != "pages"), sum(times.values())

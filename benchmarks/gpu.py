@@ -187,7 +187,8 @@ def rows(size, device):
 
 
 def our_step(size, device, x):
-    from sae_notebooks.dictionaries.training import TrainConfig, Trainer
+    from sae_notebooks.dictionaries.objectives import TrainConfig
+    from sae_notebooks.dictionaries.training import Trainer
 
     shape = dict(n_features=size["features"], k=size["k"], batch=size["batch"])
     c = TrainConfig("topk", **shape, lr=1e-5, precision="bfloat16")

@@ -15,7 +15,8 @@ import torch
 
 from common import interleaved, parser, version
 from sae_notebooks.dictionaries.sae import load_sae
-from sae_notebooks.extraction.language_model import has_gemma, load_model
+from sae_notebooks.extraction.presets import has_gemma
+from sae_notebooks.extraction.language_model import load_model
 from sae_notebooks.intervening.ablation import Question
 from sae_notebooks.intervening.steering import Clamp, intervene
 

@@ -12,8 +12,9 @@ import numpy as np
 import torch
 
 from sae_notebooks.core import cache_path
-from sae_notebooks.dictionaries import metrics
-from sae_notebooks.dictionaries.training import TrainConfig, train
+from sae_notebooks.dictionaries import detection, metrics, truth
+from sae_notebooks.dictionaries.objectives import TrainConfig
+from sae_notebooks.dictionaries.training import train
 from sae_notebooks.extraction.activations import Store, extract
 from sae_notebooks.extraction.corpus import open_corpus
 from sae_notebooks.extraction.language_model import load_model
@@ -35,15 +36,15 @@ KEEP = (
 def knows(lm, saes, tokens, seeds=5):
     "Mean over concepts of the best feature's AUROC, chosen on half of the documents, and its spread over halves."
     corpus = open_corpus("concepts", split="heldout")
-    text = metrics.label_text(lm, corpus, tokens)
+    text = truth.label_text(lm, corpus, tokens)
     out = {}
-    for name, got in metrics.collect(lm, corpus, text, saes, by_token=False, neurons=False).items():
+    for name, got in truth.collect(lm, corpus, text, saes, by_token=False, neurons=False).items():
         means = []
         for seed in range(seeds):
-            half = metrics.choosing_half(text.document, seed)
+            half = detection.choosing_half(text.document, seed)
             enough = np.minimum(*(np.asarray(text.units[h].sum(0)).ravel() for h in (half, ~half))) >= 10
             a, b = (
-                metrics.detection(metrics.take_rows(got.features, h), text.units[h], full=False)["auroc"]
+                detection.detection(detection.take_rows(got.features, h), text.units[h], full=False)["auroc"]
                 for h in (half, ~half)
             )
             means.append(float(b[a.argmax(0), np.arange(len(enough))][enough].mean()))

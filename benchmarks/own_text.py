@@ -10,7 +10,8 @@ import numpy as np
 import torch, torch.nn.functional as F
 
 from sae_notebooks.core import cache_path
-from sae_notebooks.dictionaries.training import TrainConfig, train
+from sae_notebooks.dictionaries.objectives import TrainConfig
+from sae_notebooks.dictionaries.training import train
 from sae_notebooks.extraction.activations import extract
 from sae_notebooks.extraction.concepts import describe
 from sae_notebooks.extraction.corpus import Corpus, ListSource, open_corpus

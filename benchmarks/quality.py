@@ -29,7 +29,8 @@ def activations(tokens):
 
 def ours(x, F, k, batch, rate, seed):
     import dataclasses
-    from sae_notebooks.dictionaries.training import Trainer, default_lr, preset, stream
+    from sae_notebooks.dictionaries.training import Trainer, stream
+    from sae_notebooks.dictionaries.objectives import default_lr, preset
     from sae_notebooks.extraction.normalisation import scale_and_mean
     c = preset("topk", n_features=F, k=k, batch=batch, seed=seed)
     c = dataclasses.replace(c, lr=rate * default_lr(c))

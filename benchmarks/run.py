@@ -21,7 +21,7 @@ def main():
         wall, m = time.time() - started, json.loads((out/"metrics.json").read_text())
         peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e6 # GB
         size = (out/"report.html").stat().st_size
-    from sae_notebooks.appendix.workbook_model import _processor
+    from sae_notebooks.appendix.learning import _processor
     record = dict(figures=dict(seconds=round(wall, 1), report_bytes=size, peak_gb=round(peak, 2)) | {k: m[k] for k in KEPT if k in m}, stages=m["stages"], preset=a.preset, threads=a.threads, processor=_processor(), versions={q: version(q) for q in ("torch", "transformers")})
     print(json.dumps(record, indent=1))
     if a.json: Path(a.json).write_text(json.dumps(record, indent=1) + "\n")

@@ -32,7 +32,8 @@ def biases(x, W): # [F, d] encoder rows → biases with which DENSITY of the fea
 
 
 def ours(variant, d, F, x, precision="float32"):
-    from sae_notebooks.dictionaries.training import TrainConfig, Trainer
+    from sae_notebooks.dictionaries.objectives import TrainConfig
+    from sae_notebooks.dictionaries.training import Trainer
     c = TrainConfig(variant, F, K if variant != "relu" else None, 1e-3 if variant == "relu" else 0.0, lr=1e-6, batch=BATCH, precision=precision, aux=0.0)
     t = Trainer(c, d, 10**6)
     import torch
@@ -124,7 +125,7 @@ def cpu_rounds(steps, repeats):
 
 def profile(group, steps=5):
     "Seconds a step that our step spends in its parts, by the same clock."
-    import torch, sae_notebooks.dictionaries.sparse as sparse, sae_notebooks.dictionaries.training as module
+    import torch, sae_notebooks.dictionaries.gradients as module, sae_notebooks.dictionaries.sparse as sparse, sae_notebooks.dictionaries.training as training
     spent, step = {}, competitors(group)["ours"]()
     def timed(owner, name, label):
         f = getattr(owner, name)
@@ -133,7 +134,7 @@ def profile(group, steps=5):
             return out
         setattr(owner, name, run)
     for owner, name, label in ((torch, "mm", "encoder product"), (module, "select_top", "select"), (sparse, "_gather_top", "select"), (module, "dots", "recompute candidates"), (module, "best", "best of candidates"), (module, "_token_pass", "decode, error, gradient of activations"), (module, "transpose", "transpose"),
-                               (module, "_feature_pass", "gradients of the weights"), (module, "adam_rows", "Adam")): timed(owner, name, label)
+                               (module, "_feature_pass", "gradients of the weights"), (training, "adam_rows", "Adam")): timed(owner, name, label)
     step(); spent.clear(); started = time.process_time()
     for _ in range(steps): step()
     whole = (time.process_time() - started) / steps

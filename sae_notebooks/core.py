@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['THREADS', 'WorkbookError', 'data_path', 'cache_path', 'atomic_write', 'build_once', 'progress', 'share_cores',
-           'sha256_of']
+           'give_back', 'sha256_of']
 
 # %% ../nbs/00_core.ipynb #b92ec29b
-import hashlib, os, shutil, sys, tempfile
+import ctypes, hashlib, os, shutil, sys, tempfile
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -120,6 +120,14 @@ def share_cores(environment=os.environ) -> bool:  # whether this process now kee
 
 
 share_cores();
+
+# %% ../nbs/00_core.ipynb #5f8a3c54
+def give_back() -> bool:  # whether there was anything to give
+    "Hand memory that is free but still held back to the system; does nothing without glibc."
+    try:
+        return bool(ctypes.CDLL(None).malloc_trim(0))
+    except (AttributeError, OSError, TypeError):
+        return False
 
 # %% ../nbs/00_core.ipynb #2423b375
 def sha256_of(

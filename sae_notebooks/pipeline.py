@@ -11,14 +11,17 @@ from pathlib import Path
 
 import torch
 
-from .core import WorkbookError, atomic_write, cache_path
+from .core import WorkbookError, atomic_write, cache_path, give_back
 from .dictionaries.metrics import evaluate
 from .dictionaries.sae import SAE
-from .dictionaries.training import TrainConfig, read_log, train
+from .dictionaries.objectives import TrainConfig
+from .dictionaries.training import read_log, train
 from .extraction.activations import Store, extract, fingerprint
 from .extraction.corpus import OWN, Corpus, ListSource, open_corpus
 from .extraction.language_model import default_device, load_model
-from .reading.features import FeatureStore, build_store, sae_fingerprint
+from .reading.features import FeatureStore
+from .reading.building import build_store
+from .reading.files import sae_fingerprint
 from .report import dictionary_page, headline, shown_number
 from .settings import BLANK, RunConfig, fitted, read_dictionary
 
@@ -192,6 +195,7 @@ class Run:
             return self._kept[name]
         started = time.time()
         self._kept[name] = out = work()
+        give_back()
         took = time.time() - started
         self.seconds[name] = round(self.seconds.get(name, 0) + took, 2)
         self.write("seconds.json", self.seconds)

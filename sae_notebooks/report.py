@@ -21,9 +21,9 @@ from .dictionaries.metrics import DEFINITIONS
 from .dictionaries.sae import SAE
 from .extraction.corpus import Corpus
 from .extraction.language_model import LanguageModel, as_site
-from .reading.examples import Html, _context, density_histogram, feature_card
-from .reading.examples import html_page, lens_bound, logit_lens
-from .reading.examples import shown as as_text
+from .reading.cards import Html, _context, density_histogram, feature_card
+from .reading.cards import html_page, lens_bound, logit_lens
+from .reading.cards import shown as as_text
 from .reading.features import FeatureStore
 
 # %% ../nbs/03a_report.ipynb #7a145b5b

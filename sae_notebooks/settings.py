@@ -18,9 +18,9 @@ from transformers import AutoConfig
 from .core import WorkbookError
 from .dictionaries.interop import FORMATS, load_any, recognise
 from .dictionaries.sae import SAE, SHIPPED, load_sae
-from .dictionaries.training import TrainConfig, preset
+from .dictionaries.objectives import TrainConfig, preset
 from .extraction.language_model import as_site
-from .reading.features import _about
+from .reading.building import _about
 
 # %% ../nbs/02a_settings.ipynb #63b6517f
 from fastcore.basics import patch

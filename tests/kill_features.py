@@ -11,7 +11,7 @@ torch.set_num_threads(1)
 from pathlib import Path
 from sae_notebooks.core import sha256_of
 from sae_notebooks.dictionaries.sparse import Codes
-from sae_notebooks.reading import features as S
+from sae_notebooks.reading import building as S, files
 
 root, n_features = Path(sys.argv[2]), 300
 
@@ -54,7 +54,7 @@ def child(work, die_at=0):  # a process that kills itself in the middle of the g
 
     part = lambda data: random.Random(die_at).randrange(memoryview(data).nbytes + 1)
     if die_at:
-        S._write = lambda f, data, at=None: torn(lambda d: write(f, d, at), data, part)
+        S._write = files._write = lambda f, data, at=None: torn(lambda d: write(f, d, at), data, part)
         os.pwrite = lambda fd, data, at: torn(lambda d: pwrite(fd, d, at), data, part)
     try:
         work()

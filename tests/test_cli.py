@@ -9,10 +9,10 @@ import sys
 import pytest
 import torch
 
-from sae_notebooks import cli
+from sae_notebooks import commands
 from sae_notebooks.cli import main
 from sae_notebooks.core import THREADS, WorkbookError
-from sae_notebooks.dictionaries.interop import to_saelens
+from sae_notebooks.dictionaries.saelens import to_saelens
 from sae_notebooks.dictionaries.metrics import evaluate
 from sae_notebooks.dictionaries.sae import SAE, load_sae
 from sae_notebooks.pipeline import Run, divided
@@ -104,7 +104,7 @@ def test_no_error_shows_a_traceback_unless_asked(error, says, monkeypatch, capsy
         "Fails."
         raise error
 
-    monkeypatch.setitem(cli.COMMANDS, "readme", (fails, cli.COMMANDS["readme"][1]))
+    monkeypatch.setitem(commands.COMMANDS, "readme", (fails, commands.COMMANDS["readme"][1]))
     assert main(["readme"]) in (2, 130)
     shown = capsys.readouterr().err
     assert says in shown and shown.count("\n") == 1

@@ -8,7 +8,8 @@ from torch import nn
 from sae_notebooks.core import WorkbookError
 from sae_notebooks.dictionaries.fitting import Downstream, fitting_site, need_one_unit
 from sae_notebooks.dictionaries.sae import SAE, load_sae
-from sae_notebooks.extraction.language_model import has_minilm, load_model
+from sae_notebooks.extraction.presets import has_minilm
+from sae_notebooks.extraction.language_model import load_model
 from sae_notebooks.extraction.shards import fingerprint
 from sae_notebooks.intervening.abilities import pushes
 from sae_notebooks.intervening.ablation import Question, check_ablation
@@ -24,7 +25,7 @@ from sae_notebooks.intervening.steering import (
 )
 
 from sae_notebooks.reading import examples, search
-from sae_notebooks.reading.features import sae_fingerprint
+from sae_notebooks.reading.files import sae_fingerprint
 
 LM, M = load_model(), load_sae("M")
 

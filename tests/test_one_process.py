@@ -28,7 +28,8 @@ def test_the_pretend_accelerator_comes_first_whatever_was_named_first(pytestconf
 
 PEER = '''
 import torch
-from sae_notebooks.dictionaries.training import TrainConfig, train
+from sae_notebooks.dictionaries.objectives import TrainConfig
+from sae_notebooks.dictionaries.training import train
 from sae_notebooks.extraction.language_model import default_device
 
 def test_backward_as_a_peer_trains():

@@ -26,7 +26,6 @@ def test_notebook_is_light_and_without_errors(path):
 
 # Notebooks whose lines are still to be shortened; one that is in order leaves the list.
 UNSHORTENED = {
-    "32_explanations",
     "90_workbook_model",  # one line, to be executed again
 }
 

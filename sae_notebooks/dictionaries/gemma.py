@@ -15,7 +15,7 @@ from ..core import WorkbookError, cache_path
 from .metrics import evaluate
 from .sae import SAE
 from .scaling import _shipped, rounded, train_on, training_store
-from .training import TrainConfig
+from .objectives import TrainConfig
 from ..extraction.activations import Store
 from ..extraction.corpus import open_corpus
 from ..extraction.language_model import LanguageModel, load_model

@@ -14,16 +14,8 @@ import torch, torch.nn.functional as F
 from torch import nn
 
 from ..core import WorkbookError, atomic_write, data_path
-from sae_notebooks.dictionaries.sparse import (
-    BUDGET,
-    Codes,
-    best,
-    dots,
-    join,
-    select_above,
-    select_top,
-    weighted_rows,
-)
+from .selecting import BUDGET, best, select_above, select_top
+from .sparse import Codes, dots, join, weighted_rows
 
 # %% ../../nbs/part2_dictionaries/20_sae.ipynb #0432d934
 from fastcore.basics import patch

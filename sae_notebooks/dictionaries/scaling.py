@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['CORPUS', 'ROWS', 'SHIPPED', 'WIDTHS', 'TOKENS', 'BATCH', 'LLAMA_HALF', 'training_store', 'train_on', 'rounded',
            'train_for', 'train_shipped', 'results_path', 'minilm_sae', 'measure', 'runs', 'lr_rule', 'read_table',
-           'sweep', 'Law', 'fit_law', 'bootstrap_laws', 'predict', 'SparseLaw', 'fit_sparse_law', 'flops_per_token',
-           'compute_optimal', 'Device', 'plan', 'scaled_tokens']
+           'sweep', 'flops_per_token', 'compute_optimal', 'Device', 'plan', 'scaled_tokens']
 
 # %% ../../nbs/part2_dictionaries/23_scaling.ipynb #dfa8261e
 import dataclasses, hashlib, json, math, time
@@ -17,12 +16,13 @@ import numpy as np
 import pandas as pd
 import torch
 from filelock import FileLock
-from scipy.optimize import least_squares
 
 from ..core import WorkbookError, atomic_write, cache_path, data_path
+from .laws import Law, predict
 from .metrics import evaluate
 from .sae import SAE, load_sae
-from .training import TrainConfig, train
+from .objectives import TrainConfig
+from .training import train
 from ..extraction.activations import Store, extract, fingerprint
 from ..extraction.corpus import open_corpus
 from ..extraction.docs import docs_version
@@ -291,144 +291,6 @@ def _pass(store, x, stage, tokens, seed, configs, folder, device=None):
         dict(stage=stage, seed=seed, seconds=seconds, **about(c, s), **measure(s, x))
         for c, s in zip(configs, saes)
     ]
-
-# %% ../../nbs/part2_dictionaries/23_scaling.ipynb #931045e4
-class Law(NamedTuple):
-    "L(F, D) = E + (A/F)^a + (B F^c / D)^b."
-
-    E: float
-    A: float  # features
-    a: float
-    B: float  # tokens, with c = 0
-    b: float
-    c: float = 0.0
-
-    def __call__(self, features, tokens):
-        F, D = np.asarray(features, float), np.asarray(tokens, float)
-        return self.E + (self.A / F) ** self.a + (self.B * F**self.c / D) ** self.b
-
-    @property
-    def growth(self):
-        return self.a / self.b + self.c  # at the optimum, tokens grow as features to this power
-
-
-def _least(residual, starts):
-    "The best of several local fits."
-    fits = [least_squares(residual, s) for s in starts]
-    return min(fits, key=lambda f: f.cost).x
-
-
-def fit_law(
-    features,
-    tokens,
-    loss,  # [n] each
-    coupled: bool = True,  # c is fitted; False: c = 0
-    start: Law | None = None,  # where to look; None: from eight places
-) -> Law:
-    "Least squares on log L; every parameter but c is kept positive by fitting its logarithm."
-    F, D, L = (np.asarray(v, float) for v in (features, tokens, loss))
-    if len(set(F)) < 3 or len(set(D)) < 3:
-        raise WorkbookError(
-            f"{len(set(F))} widths and {len(set(D))} numbers of tokens: a law with an offset and"
-            " two exponents needs at least 3 of each"
-        )
-    f0, t0 = float(np.exp(np.log(F).mean())), float(
-        np.exp(np.log(D).mean())
-    )  # in the middle, the terms are u and v
-
-    def law(p):
-        E, u, a, v, b = np.exp(np.clip(p[:5], -30, 10))
-        return E + u * (F / f0) ** -a + v * ((F / f0) ** (p[5] if coupled else 0.0) * t0 / D) ** b
-
-    starts = [
-        [*np.log([e * L.min(), 0.3 * L.min(), a, 0.1 * L.min(), b]), *([0.3] * coupled)]
-        for e in (0.2, 0.7)
-        for a in (0.4, 0.8)
-        for b in (0.4, 1.0)
-    ]
-    if start:
-        starts = [
-            [
-                *np.log(
-                    [
-                        start.E,
-                        (start.A / f0) ** start.a,
-                        start.a,
-                        (start.B * f0**start.c / t0) ** start.b,
-                        start.b,
-                    ]
-                ),
-                *([start.c] * coupled),
-            ]
-        ]
-    p = _least(lambda p: np.log(law(p) / L), starts)
-    E, u, a, v, b = map(float, np.exp(np.clip(p[:5], -30, 10)))
-    c = float(p[5]) if coupled else 0.0
-    return Law(E, f0 * u ** (1 / a), a, t0 * v ** (1 / b) * f0**-c, b, c)
-
-# %% ../../nbs/part2_dictionaries/23_scaling.ipynb #e698bd0a
-def bootstrap_laws(features, tokens, loss, replicates: int = 100, seed: int = 0) -> list[Law]:
-    """Fits to runs drawn again with replacement; draws with fewer than 3 widths or numbers of
-    tokens are drawn anew."""
-    columns, rng, out = (
-        [np.asarray(v, float) for v in (features, tokens, loss)],
-        np.random.default_rng(seed),
-        [],
-    )
-    law = fit_law(*columns)
-    while len(out) < replicates:
-        i = rng.integers(0, len(columns[0]), len(columns[0]))
-        if min(len(set(columns[0][i])), len(set(columns[1][i]))) >= 3:
-            out.append(fit_law(*(c[i] for c in columns), start=law))
-    return out
-
-# %% ../../nbs/part2_dictionaries/23_scaling.ipynb #d3157072
-def predict(
-    table: pd.DataFrame, features: float, tokens: float, replicates: int = 200, seed: int = 0
-) -> (
-    dict
-):  # loss, low, high: 95 %, of the law as fitted to the runs drawn again, and of one run around it
-    "What the law of the stage \"size\" says of a run that is not among its runs."
-    t = table[table.stage == "size"]
-    law, rng = fit_law(t.n_features, t.tokens, t.loss), np.random.default_rng(seed)
-    residual = np.log(t.loss / law(t.n_features, t.tokens)).to_numpy()
-    drawn = [
-        float(w(features, tokens)) * math.exp(rng.choice(residual))
-        for w in bootstrap_laws(t.n_features, t.tokens, t.loss, replicates, seed)
-    ]
-    low, high = np.quantile(drawn, (0.025, 0.975))
-    return dict(loss=float(law(features, tokens)), low=float(low), high=float(high))
-
-# %% ../../nbs/part2_dictionaries/23_scaling.ipynb #19963c5c
-class SparseLaw(NamedTuple):
-    """L(F, k) = exp(α + β ln k + γ ln F + δ ln k ln F) + exp(ζ + η ln k) at a fixed number of
-    tokens (Gao et al. 2024, section 3.1.2)."""
-
-    alpha: float
-    beta: float
-    gamma: float
-    delta: float
-    zeta: float
-    eta: float
-
-    def __call__(self, features, k):
-        n, k = np.log(np.asarray(features, float)), np.log(np.asarray(k, float))
-        return np.exp(
-            np.clip(self.alpha + self.beta * k + self.gamma * n + self.delta * k * n, -50, 50)
-        ) + np.exp(np.clip(self.zeta + self.eta * k, -50, 50))
-
-
-def fit_sparse_law(features, k, loss) -> SparseLaw:
-    "Least squares on log L."
-    starts = [
-        (0.5, -0.3, g, d, z, -0.3) for g in (-0.1, -0.3) for d in (-0.05, 0.0) for z in (-3.0, -1.5)
-    ]
-    return SparseLaw(
-        *map(
-            float,
-            _least(lambda p: np.log(SparseLaw(*p)(features, k) / np.asarray(loss, float)), starts),
-        )
-    )
 
 # %% ../../nbs/part2_dictionaries/23_scaling.ipynb #446434d2
 def flops_per_token(

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import safetensors.torch, torch
 
-from ..core import WorkbookError, progress
+from ..core import WorkbookError, give_back, progress
 from .corpus import Corpus
 from .language_model import LanguageModel, Site, as_site
 
@@ -131,6 +131,7 @@ def _run(model, corpus, writer, settings):
         ):
             if ws is None:
                 writer.commit(names)
+                give_back()
                 continue
             for r in rows:
                 writer.add(*r, starts)

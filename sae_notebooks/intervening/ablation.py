@@ -23,7 +23,8 @@ from sae_notebooks.dictionaries.fitting import (
 )
 from ..dictionaries.metrics import LOGITS, _logits
 from ..dictionaries.sae import SAE
-from ..dictionaries.sparse import keep_entries, weighted_rows
+from ..dictionaries.selecting import keep_entries
+from ..dictionaries.sparse import weighted_rows
 from ..extraction.activations import special_ids
 from ..extraction.language_model import LanguageModel, Site
 

@@ -16,17 +16,13 @@ import torch, torch.nn.functional as F
 
 from ..core import WorkbookError
 from ..dictionaries.fitting import Downstream
-from sae_notebooks.dictionaries.metrics import (
-    LOGITS,
-    _logits,
-    bootstrap_weights,
-    columns,
-    detection,
-    label_text,
-    sequence_batches,
-)
+from ..dictionaries.metrics import LOGITS, _logits, sequence_batches
+from ..dictionaries.variance import bootstrap_weights
+from ..dictionaries.detection import columns, detection
+from ..dictionaries.truth import label_text
 from ..dictionaries.sae import SAE
-from ..dictionaries.sparse import Codes, dots, keep_entries, weighted_rows
+from ..dictionaries.sparse import Codes, dots, weighted_rows
+from ..dictionaries.selecting import keep_entries
 from ..extraction.corpus import Corpus, ListSource
 from ..extraction.language_model import LanguageModel, Site, as_site
 from .ablation import _text_codes, check_ablation

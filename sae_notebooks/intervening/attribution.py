@@ -28,7 +28,8 @@ from ..dictionaries.sae import SAE
 from ..extraction.concepts import shipped_grammar
 from ..extraction.activations import special_ids
 from ..extraction.language_model import LanguageModel, Site, _hook
-from ..reading.examples import _batch, _checked
+from ..reading.examples import _batch
+from ..reading.cards import _checked
 
 # %% ../../nbs/part4_intervening/42_attribution.ipynb #3bc067b3
 class Scalar(NamedTuple):

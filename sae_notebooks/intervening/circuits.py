@@ -26,7 +26,7 @@ from sae_notebooks.intervening.attribution import (
     measure,
     read_out,
 )
-from ..reading.examples import _checked
+from ..reading.cards import _checked
 
 # %% ../../nbs/part4_intervening/42a_circuits.ipynb #94d48192
 SIZES = (0, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1)  # shares of the nodes

@@ -24,14 +24,9 @@ import torch.nn.functional as F
 
 from ..core import WorkbookError, atomic_write, cache_path, progress
 from ..dictionaries.fitting import Downstream, fitting_site, need_one_unit
-from sae_notebooks.dictionaries.metrics import (
-    _logits,
-    collect,
-    dense_auroc,
-    detection,
-    label_text,
-    linear_probe,
-)
+from ..dictionaries.metrics import _logits
+from ..dictionaries.truth import collect, label_text
+from ..dictionaries.detection import dense_auroc, detection, linear_probe
 from ..dictionaries.sae import SAE, load_sae
 from ..dictionaries.scaling import results_path
 from ..extraction.corpus import Corpus, ListSource

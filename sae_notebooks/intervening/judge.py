@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from ..core import build_once, cache_path, progress
-from ..dictionaries.metrics import dense_auroc, linear_probe
+from ..dictionaries.detection import dense_auroc, linear_probe
 from ..extraction.concepts import load_probes
 from ..extraction.language_model import LanguageModel
 from ..reading.completeness import concept_sentences

@@ -21,8 +21,9 @@ from ..core import WorkbookError, cache_path
 from ..dictionaries.scaling import results_path
 from ..dictionaries.training import read_log
 from .steering import Clamp, intervene
-from ..reading.examples import Html, shown
-from ..reading.explanations import NGrams, gather
+from ..reading.cards import Html, shown
+from ..reading.explanations import NGrams
+from ..reading.contexts import gather
 from ..reading.explorer import Desk, on_page
 from ..reading.places import Place, State, book_place
 from ..reading.rating import RatingSheet, sheet_items

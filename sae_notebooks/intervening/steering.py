@@ -20,7 +20,7 @@ from torch import nn
 from ..core import WorkbookError
 from ..dictionaries.fitting import fitting_site
 from ..dictionaries.sae import SAE
-from ..dictionaries.sparse import BUDGET
+from ..dictionaries.selecting import BUDGET
 from ..extraction.language_model import LanguageModel
 
 # %% ../../nbs/part4_intervening/40_steering.ipynb #e50c9f82

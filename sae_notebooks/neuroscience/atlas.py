@@ -12,7 +12,8 @@ import scipy.sparse as sp
 
 from .. import plots
 from ..core import WorkbookError
-from ..dictionaries.metrics import bootstrap_weights, choosing_half
+from ..dictionaries.variance import bootstrap_weights
+from ..dictionaries.detection import choosing_half
 from .connectivity import activity, networks, subset
 from .labels import label_phi, label_rows
 from .rest import Recording, exchanged

@@ -9,7 +9,7 @@ __all__ = ['drawn_means', 'band', 'mean_interval', 'jackknifed', 'left_out']
 import numpy as np
 
 from ..core import WorkbookError
-from ..dictionaries.metrics import bootstrap_weights
+from ..dictionaries.variance import bootstrap_weights
 
 # %% ../../nbs/part5_neuroscience/52b_intervals.ipynb #ff5bd92b
 def drawn_means(

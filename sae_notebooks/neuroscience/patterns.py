@@ -15,7 +15,7 @@ import scipy.sparse as sp
 from scipy import stats
 
 from ..core import WorkbookError
-from ..dictionaries.metrics import bootstrap_weights
+from ..dictionaries.variance import bootstrap_weights
 from .labels import label_spans
 from ..reading.features import FeatureStore
 

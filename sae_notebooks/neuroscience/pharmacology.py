@@ -16,7 +16,8 @@ import scipy.sparse as sp
 import torch
 
 from ..core import WorkbookError, progress
-from ..dictionaries.metrics import _logits, bootstrap_weights
+from ..dictionaries.metrics import _logits
+from ..dictionaries.variance import bootstrap_weights
 from ..dictionaries.sae import SAE
 from ..extraction.language_model import LanguageModel, as_site
 from ..dictionaries.fitting import fitting_site

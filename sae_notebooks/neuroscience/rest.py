@@ -16,14 +16,15 @@ import torch
 from sklearn.metrics import adjusted_mutual_info_score
 
 from ..core import WorkbookError, build_once, cache_path
-from ..dictionaries.metrics import bootstrap_weights
+from ..dictionaries.variance import bootstrap_weights
 from ..dictionaries.sae import SAE
 from ..dictionaries.sparse import Codes, join
 from ..extraction.language_model import LanguageModel
 from ..extraction.own_text import starts, write_batch
 from ..extraction.shards import fingerprint
 from .connectivity import Activity, by_row, from_codes
-from ..reading.features import FeatureStore, from_bits
+from ..reading.features import FeatureStore
+from ..reading.files import from_bits
 
 # %% ../../nbs/part5_neuroscience/51_rest.ipynb #41d0c34d
 FILLERS = [".", ",", "\n", "...", "-", "!", "?", "0", " ", " the", " of", " and", " a", " to"]

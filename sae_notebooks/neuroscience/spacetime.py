@@ -13,7 +13,7 @@ import torch
 from scipy import ndimage
 
 from ..core import WorkbookError, progress
-from ..dictionaries.metrics import bootstrap_weights
+from ..dictionaries.variance import bootstrap_weights
 from ..extraction.language_model import LanguageModel, as_site
 from .patterns import Events, accuracy, folds_of, hat, turned_labels
 from ..reading.features import FeatureStore

@@ -17,13 +17,11 @@ from scipy.optimize import nnls
 
 from ..core import WorkbookError, build_once, cache_path
 from ..dictionaries.fitting import Downstream
-from sae_notebooks.dictionaries.metrics import (
-    LOGITS,
-    _logits,
-    choosing_half,
-)
+from ..dictionaries.metrics import LOGITS, _logits
+from ..dictionaries.detection import choosing_half
 from ..dictionaries.sae import SAE
-from ..dictionaries.sparse import keep_entries, weighted_rows
+from ..dictionaries.selecting import keep_entries
+from ..dictionaries.sparse import weighted_rows
 from ..extraction.language_model import LanguageModel, as_site
 from ..intervening.ablation import _text_codes
 from sae_notebooks.neuroscience.connectivity import (

@@ -22,11 +22,15 @@ from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 from scipy.special import ndtri
 
 from ..core import WorkbookError, cache_path, progress
-from ..dictionaries.metrics import SENTENCE, _pooled_entries, bootstrap_weights
-from ..dictionaries.metrics import choosing_half, columns, detection, label_text
-from ..dictionaries.metrics import sequence_batches, shuffled, take_rows
+from ..dictionaries.truth import SENTENCE, _pooled_entries
+from ..dictionaries.variance import bootstrap_weights
+from ..dictionaries.detection import choosing_half, columns, detection
+from ..dictionaries.truth import label_text
+from ..dictionaries.metrics import sequence_batches
+from ..dictionaries.detection import shuffled, take_rows
 from ..dictionaries.sae import SAE, load_sae
-from ..dictionaries.training import TrainConfig, train
+from ..dictionaries.objectives import TrainConfig
+from ..dictionaries.training import train
 from ..extraction.activations import fingerprint
 from ..extraction.corpus import Corpus, open_corpus
 from ..extraction.language_model import LanguageModel, Site, load_model

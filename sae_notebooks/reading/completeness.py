@@ -17,25 +17,24 @@ import torch
 from scipy import optimize, special, stats
 
 from ..core import WorkbookError, build_once, cache_path, progress
-from sae_notebooks.dictionaries.metrics import (
-    Collected,
-    LabelledText,
+from ..dictionaries.truth import Collected, LabelledText, collect, label_text
+from sae_notebooks.dictionaries.detection import (
     auroc_interval,
     choosing_half,
-    collect,
     detection,
-    label_text,
     null_auroc,
     score_of,
     take_rows,
 )
 from ..dictionaries.sae import SAE
-from ..extraction.concepts import Draw, Writer, shipped_grammar
+from ..extraction.templates import Draw, Writer
+from ..extraction.concepts import shipped_grammar
 from ..extraction.corpus import Corpus, Document, ListSource, Span
 from ..extraction.docs import docs_version
 from ..extraction.language_model import LanguageModel
 from .examples import text_codes
-from .features import FeatureStore, to_bits
+from .features import FeatureStore
+from .files import to_bits
 
 # %% ../../nbs/part3_reading/35_completeness.ipynb #7ad7f1f7
 def share_above(store: FeatureStore, features, values) -> np.ndarray:  # float64 [m], above 0

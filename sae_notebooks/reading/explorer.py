@@ -18,7 +18,8 @@ import traitlets
 
 import sae_notebooks
 from ..core import WorkbookError
-from .examples import CSS, Html, _three, logit_lens, read, shown, text_codes
+from .cards import CSS, Html, logit_lens, shown
+from .examples import _three, read, text_codes
 from .places import WAYS, Place, State, book_place, contexts
 from .places import feature_facts, find
 from .search import surprisal

@@ -16,7 +16,8 @@ from transformers import DynamicCache
 from ..dictionaries.fitting import few_logits
 from ..dictionaries.metrics import LOGITS, _chunk_losses
 from ..extraction.language_model import LanguageModel
-from .explanations import Context, Explainer, Judge, Name, _some
+from .contexts import Context, nonempty
+from .explanations import Explainer, Judge, Name
 
 # %% ../../nbs/part3_reading/32b_gemma_explains.ipynb #4ac4f417
 class Case(NamedTuple):
@@ -103,7 +104,7 @@ class FewShot(Explainer, Judge):
         plain = lambda t: t.replace("[", "").replace("]", "")
         yes = lambda s: " Yes" if s else " No"
         head = "".join(ask_whether(c.topic, plain(c.text), yes(c.score)) for c in CASES)
-        texts = [one_line(c) for c in _some(contexts)] + ["…"]
+        texts = [one_line(c) for c in nonempty(contexts)] + ["…"]
         asked = [ask_whether(str(name), t).rstrip() for t in texts]
         z = self.odds(head, asked, [" Yes", " No"])
         more = z[:, 0] - z[:, 1]
@@ -112,7 +113,7 @@ class FewShot(Explainer, Judge):
     def rate(self, name: Name, contexts: list) -> np.ndarray:  # int [n]
         "The likeliest of the four digits, each against an empty text."
         head = "".join(ask_score(c.topic, c.text, f" {c.score}") for c in CASES)
-        texts = [one_line(c, True) for c in _some(contexts)] + ["[…]"]
+        texts = [one_line(c, True) for c in nonempty(contexts)] + ["[…]"]
         asked = [ask_score(str(name), t).rstrip() + " " * self._spaced() for t in texts]
         z = self.odds(head, asked, [self._digit(i) for i in range(4)])
         return (z[:-1] - z[-1]).argmax(1)
@@ -156,7 +157,7 @@ class Likelihood(Judge):
 
     def detect(self, name: Name, contexts: list) -> np.ndarray:  # float [n]
         "Above ½ where the name makes a text likelier than “anything” does."
-        texts = [one_line(c) for c in _some(contexts)]
+        texts = [one_line(c) for c in nonempty(contexts)]
         gain = self.nats(str(name), texts) - self.nats("anything", texts)
         return 1 / (1 + np.exp(-gain.clip(-50, 50)))
 
@@ -188,7 +189,7 @@ def ask_topic(texts, answer: str = "") -> str:
 @patch
 def explain(self: FewShot, active: list, silent: list = (), most: int = 5) -> Name:
     "A name from the strongest contexts; silent ones are not shown to the model."
-    shown = [one_line(c, True) for c in _some(active)[:most]]
+    shown = [one_line(c, True) for c in nonempty(active)[:most]]
     head = "".join(ask_topic(texts, f" {topic}") for topic, texts in GROUPS.items())
     prompt = head + ask_topic(shown).rstrip()
     said = self.lm.generate(prompt, self.tokens, temperature=0)

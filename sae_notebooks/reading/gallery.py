@@ -13,8 +13,8 @@ import numpy as np
 
 import sae_notebooks
 from ..core import WorkbookError, atomic_write
-from .examples import _context, logit_lens
-from .features import extreme
+from .cards import _context, logit_lens
+from .files import extreme
 from .geometry import kept, layout
 from .places import Place, concept_scores, nearest_neurons
 from ..report import spread_sample, topics, word_counts, common_words

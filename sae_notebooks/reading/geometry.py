@@ -24,7 +24,7 @@ from ..dictionaries.sparse import Codes, join, transpose
 from ..extraction.concepts import token_ranges
 from ..extraction.corpus import Corpus
 from ..extraction.language_model import LanguageModel, as_site
-from .features import take_rows
+from .building import take_rows
 from .neurons import slabs
 
 # %% ../../nbs/part3_reading/34_geometry.ipynb #6a749ac0

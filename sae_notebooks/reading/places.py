@@ -18,8 +18,11 @@ from ..core import WorkbookError
 from ..dictionaries.sae import SAE, load_sae
 from ..extraction.corpus import open_corpus
 from ..extraction.language_model import LanguageModel, find_down, load_model
-from .examples import _checked, _examples, _facts, lens_bound, shown, site_of
-from .features import FeatureStore, extreme, gemma_store, workbook_store
+from .cards import _checked, _examples, _facts, lens_bound, shown
+from .examples import site_of
+from .features import FeatureStore
+from .files import extreme
+from .building import gemma_store, workbook_store
 from .search import by_words, combine, search
 from ..report import _whole, common_words, labels_of
 

@@ -13,17 +13,10 @@ import numpy as np
 import pandas as pd
 
 from ..core import WorkbookError
-from .examples import Html, coloured, shown
-from sae_notebooks.reading.explanations import (
-    RUBRIC,
-    Agreement,
-    Context,
-    Judge,
-    Material,
-    Name,
-    across,
-    weighted_kappa,
-)
+from .cards import Html, coloured, shown
+from .explanations import RUBRIC, Judge, Name
+from .marks import Agreement, weighted_kappa
+from .contexts import Context, Material, across
 
 # %% ../../nbs/part3_reading/32a_rating.ipynb #2b47ba3c
 from fastcore.basics import patch

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from sae_notebooks.dictionaries.interop import from_dictionary_learning, from_gemma_scope, from_saelens, load_any, read_density, to_saelens
+from sae_notebooks.dictionaries.interop import from_dictionary_learning, from_gemma_scope, load_any
+from sae_notebooks.dictionaries.saelens import from_saelens, read_density, to_saelens
 from sae_notebooks.dictionaries.sae import SAE, VARIANTS
 
 D, N, K = 32, 96, 6

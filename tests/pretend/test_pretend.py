@@ -11,15 +11,19 @@ import pytest
 import torch
 from torch.utils.cpp_extension import include_paths
 
-from sae_notebooks.dictionaries.metrics import collect, detection, evaluate, label_text, probe_set
+from sae_notebooks.dictionaries.truth import collect, label_text, probe_set
+from sae_notebooks.dictionaries.detection import detection
+from sae_notebooks.dictionaries.metrics import evaluate
 from sae_notebooks.dictionaries.sae import load_sae
-from sae_notebooks.dictionaries.training import TrainConfig, train
+from sae_notebooks.dictionaries.objectives import TrainConfig
+from sae_notebooks.dictionaries.training import train
 from sae_notebooks.extraction.activations import extract
 from sae_notebooks.extraction.corpus import open_corpus
-from sae_notebooks.extraction.language_model import has_minilm, load_model
+from sae_notebooks.extraction.presets import has_minilm
+from sae_notebooks.extraction.language_model import load_model
 from sae_notebooks.pipeline import Run, RunConfig
 from sae_notebooks.reading import completeness, examples, explanations, geometry, neurons, search
-from sae_notebooks.reading.features import build_store
+from sae_notebooks.reading.building import build_store
 
 COMPILER = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
 pytestmark = [pytest.mark.skipif(not sys.platform.startswith("linux") or COMPILER is None, reason="needs Linux and a C++ compiler: install g++"),
