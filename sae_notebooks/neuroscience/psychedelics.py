@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['GIBBERISH', 'mojibake', 'gibberish', 'upstream', 'Pushes', 'pushes', 'Trip', 'state_under', 'write_at', 'complexity',
-           'effective_dimension', 'segregation', 'presence', 'plain_texts', 'store_networks', 'trips', 'jackknifed',
+           'effective_dimension', 'segregation', 'presence', 'plain_texts', 'store_networks', 'trips', 'closeness',
            'report', 'tabled', 'heated', 'matched']
 
 # %% ../../nbs/part5_neuroscience/58_psychedelics.ipynb #743ab192
@@ -23,7 +23,9 @@ from ..extraction.corpus import open_corpus
 from ..extraction.language_model import LanguageModel, Site, as_site
 from ..dictionaries.fitting import fitting_site
 from .connectivity import activity, networks, subset
+from .intervals import jackknifed, left_out
 from sae_notebooks.neuroscience.pharmacology import (
+    begun,
     divergence,
     entropy_of,
     in_shares,
@@ -267,11 +269,6 @@ def store_networks(store, tokens: int = 60_000):  # → `Communities`
     a = activity(store)
     return networks(subset(a, a.strata <= a.strata[min(tokens, a.n) - 1]))
 
-
-def _begun_rows(lm, rows):  # [m, L] → [m, 1 + L]
-    first = np.full((len(rows), 1), int(lm.tokenizer.bos_token_id))
-    return torch.from_numpy(np.concatenate([first, np.stack(rows)], 1))
-
 # %% ../../nbs/part5_neuroscience/58_psychedelics.ipynb #3f7014be
 def trips(
     lm: LanguageModel,
@@ -287,14 +284,16 @@ def trips(
 ) -> dict:  # (kind, dose) → Trip
     """Everything that is done to the model: untouched texts, gibberish, pushes, and texts that it
     wrote itself at temperature 1 ("rest") and at `heat`."""
-    natural = _begun_rows(lm, [e.ids[:tokens] for e in lm.encode(texts, specials=False)])
+    if lm.tokenizer.bos_token_id is None:
+        raise WorkbookError(f"{lm.name} has no begin token, so it cannot write from nothing")
+    natural = begun(lm, [e.ids[:tokens] for e in lm.encode(texts, specials=False)])
     special = store.meta["settings"]["special_ids"]
     common = store.token[~np.isin(store.token, special)]
     see = lambda ids, moves=None: state_under(lm, sae, ids, moves, at)
     out = {("natural", 0): see(natural)}
     for kind in GIBBERISH:
         rows = [gibberish(lm, t, kind, tokens, seed + i, common) for i, t in enumerate(texts)]
-        out[kind, 0] = see(_begun_rows(lm, rows))
+        out[kind, 0] = see(begun(lm, rows))
     p = pushes(lm, sae, len(texts), tokens, seed)
     kinds = dict(zip(("random", "noise", "feature", "difference in means"), p[:4]))
     todo = [(k, d) for k in pushed for d in doses]
@@ -307,20 +306,6 @@ def trips(
     return out
 
 # %% ../../nbs/part5_neuroscience/58_psychedelics.ipynb #b3df9c1e
-def jackknifed(values: np.ndarray) -> tuple[float, float, float]:  # [1 + m]
-    "Value, and its 95 % interval, from all texts (first) and from all but each (the others)."
-    rest, m = values[1:], len(values) - 1
-    half = 1.96 * np.sqrt((m - 1) / m * ((rest - rest.mean()) ** 2).sum())
-    return float(values[0]), float(values[0] - half), float(values[0] + half)
-
-
-def _left_out(x):  # [m] → [1 + m] means
-    n = np.isfinite(x).sum()
-    total = np.nansum(x)
-    each = (total - np.nan_to_num(x)) / np.maximum(n - np.isfinite(x), 1)
-    return np.append(total / max(n, 1), each) if n else np.full(len(x) + 1, np.nan)
-
-# %% ../../nbs/part5_neuroscience/58_psychedelics.ipynb #8b7acfee
 def _pooled(trip, community, window):  # dimension and segregation, [1 + m] each
     m, gram = trip.codes.shape[0] // trip.length, _gram(trip.codes)
     seen = presence(trip.codes, trip.length, window)
@@ -334,7 +319,8 @@ def _pooled(trip, community, window):  # dimension and segregation, [1 + m] each
     return dict(zip(("dimension", "within", "between", "segregation"), np.array(rows).T))
 
 
-def _closeness(trip, profile, skip):  # cosine of each text's mean activity with a profile
+def closeness(trip: Trip, profile: np.ndarray, skip: int = 0) -> np.ndarray:  # [F] → [texts]
+    "Cosine of each text's mean activity with a profile; NaN for the first `skip` texts."
     m = trip.codes.shape[0] // trip.length
     mean = sp.kron(sp.eye(m), np.full((1, trip.length), 1 / trip.length)).tocsr() @ trip.codes
     dot = np.asarray(mean @ profile).ravel()
@@ -343,7 +329,7 @@ def _closeness(trip, profile, skip):  # cosine of each text's mean activity with
     out[:skip] = np.nan
     return out
 
-# %% ../../nbs/part5_neuroscience/58_psychedelics.ipynb #dafa50a9
+# %% ../../nbs/part5_neuroscience/58_psychedelics.ipynb #6f6c67f4
 def report(
     lm: LanguageModel,
     trips: dict,  # of `trips`
@@ -365,13 +351,13 @@ def report(
         each = {
             "entropy": entropy_of(logp).mean(1),
             "complexity": np.array([complexity(x, some) for x in texts]),
-            "rest": _closeness(t, profile, half if key[0] == "rest" else 0),
+            "rest": closeness(t, profile, half if key[0] == "rest" else 0),
             "unread": t.unread.mean(1),
         }
         if key[0] not in ("rest", "hot writing"):
             each["divergence"] = divergence(sober, logp).mean(1)
             each["same word"] = (sober.argmax(-1) == logp.argmax(-1)).float().mean(1).numpy()
-        out[key] = {k: _left_out(np.asarray(v, float)) for k, v in each.items()}
+        out[key] = {k: left_out(np.asarray(v, float)) for k, v in each.items()}
         out[key] |= _pooled(t, community, window)
     return out
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Response', 'stimulate', 'pulses', 'texts_of', 'moves_of', 'as_long', 'fit_recovery', 'timing', 'follows', 'spread',
-           'predicts', 'regions', 'lesions', 'carries', 'both_centred', 'gains']
+           'predicts', 'regions', 'both_centred', 'together', 'lesions', 'carries', 'gains']
 
 # %% ../../nbs/part5_neuroscience/53_stimulation.ipynb #d6afd715
 from typing import NamedTuple
@@ -16,13 +16,14 @@ from scipy import stats
 from scipy.optimize import nnls
 
 from ..core import WorkbookError, build_once, cache_path
+from ..dictionaries.fitting import Downstream
 from ..dictionaries.metrics import LOGITS, _logits
 from ..dictionaries.detection import choosing_half
 from ..dictionaries.sae import SAE
 from ..dictionaries.selecting import keep_entries
 from ..dictionaries.sparse import weighted_rows
 from ..extraction.language_model import LanguageModel, as_site
-from ..intervening.ablation import Downstream, _text_codes
+from ..intervening.ablation import _text_codes
 from sae_notebooks.neuroscience.connectivity import (
     Activity,
     activity,
@@ -261,6 +262,26 @@ def regions(
     return np.load(build_once(path, make), allow_pickle=False)
 
 
+def both_centred(v: np.ndarray) -> np.ndarray:  # [..., rows, columns]
+    "What is left of a table when the means of its rows and columns are taken off."
+    v = v - v.mean(-1, keepdims=True)
+    return v - v.mean(-2, keepdims=True)
+
+
+def together(sae: SAE, sets) -> torch.Tensor:  # [sets, d] in the model's units
+    "What the features of each set add to the stream together, each at its maximum."
+    return torch.stack([moves_of(sae, s).sum(0) for s in sets])
+
+# %% ../../nbs/part5_neuroscience/53_stimulation.ipynb #2983294a
+def _surprisal(lm, h, target):  # [m, k, d], [k] tokens → float64 [m, k] nats
+    out = []
+    for some in torch.arange(len(target)).split(max(1, LOGITS // lm.vocabulary // len(h))):
+        z = _logits(lm, h[:, some].flatten(0, 1)).unflatten(0, (len(h), len(some)))
+        own = z.gather(2, target[some].expand(len(z), -1)[..., None])[..., 0]
+        out.append(z.logsumexp(-1) - own)
+    return torch.cat(out, 1).cpu().numpy().astype(float)
+
+
 @torch.no_grad()
 def lesions(
     lm: LanguageModel,
@@ -279,9 +300,9 @@ def lesions(
         gone.append(weighted_rows(keep_entries(codes, on), sae.W_dec.detach().cpu()))
     gone = torch.stack(gone) / sae.scale
     read = np.arange(ids.shape[1] - 1) if read is None else np.asarray(read)
-    h = down(down.x - gone.to(down.x))
-    _, loss, _ = _outputs(lm, down.last[0, read], h[:, read], down.ids[0, read + 1])
-    return loss.mean(1), gone.norm(dim=-1).mean(1).numpy()
+    h = torch.cat([down.last, down(down.x - gone.to(down.x))])
+    loss = _surprisal(lm, h[:, read], down.ids[0, read + 1])
+    return (loss[1:] - loss[0]).mean(1), gone.norm(dim=-1).mean(1).numpy()
 
 # %% ../../nbs/part5_neuroscience/53_stimulation.ipynb #2428aa47
 def carries(
@@ -294,12 +315,6 @@ def carries(
     share = on @ member / (a.counts @ member)
     usual = np.asarray(labels.mean(1)).reshape(-1, 1)
     return np.log2((share + 1e-4) / (usual + 1e-4)).T
-
-
-def both_centred(v: np.ndarray) -> np.ndarray:  # [..., rows, columns]
-    "What is left of a table when the means of its rows and columns are taken off."
-    v = v - v.mean(-1, keepdims=True)
-    return v - v.mean(-2, keepdims=True)
 
 # %% ../../nbs/part5_neuroscience/53_stimulation.ipynb #58f5bbed
 def gains(before: np.ndarray, after: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
