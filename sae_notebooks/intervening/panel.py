@@ -304,7 +304,21 @@ _TEMPLATE = """{%- extends 'voila/templates/lab/index.html.j2' -%}
 {{ spinner.css() }}
 <style>.jp-mod-noOutputs.jp-mod-noInput { display: none; }</style>
 {{ super.super() }}
+{% autoescape false %}
+{{ resources.include_css("static/theme-dark.css")
+   | replace("<style", "<style media='(prefers-color-scheme: dark)'") }}
+{% endautoescape %}
+<style>body { background: var(--jp-layout-color0); }</style>
 {%- endblock notebook_css -%}
+{%- block body_header -%}
+{{ super() }}
+<script>
+const dark = matchMedia("(prefers-color-scheme: dark)");
+const paint = () => { document.body.dataset.jpThemeLight = !dark.matches; };
+dark.addEventListener("change", paint);
+paint();
+</script>
+{%- endblock body_header -%}
 """
 
 
