@@ -304,11 +304,9 @@ _TEMPLATE = """{%- extends 'voila/templates/lab/index.html.j2' -%}
 {{ spinner.css() }}
 <style>.jp-mod-noOutputs.jp-mod-noInput { display: none; }</style>
 {{ super.super() }}
-{% autoescape false %}
-{{ resources.include_css("static/theme-dark.css")
-   | replace("<style", "<style media='(prefers-color-scheme: dark)'") }}
-{% endautoescape %}
-<style>body { background: var(--jp-layout-color0); }</style>
+<link rel="stylesheet" media="(prefers-color-scheme: dark)"
+ href="{{ resources.include_url('static/theme-dark.css') }}">
+<style>html { color-scheme: light dark; } body { background: var(--jp-layout-color0); }</style>
 {%- endblock notebook_css -%}
 {%- block body_header -%}
 {{ super() }}

@@ -57,6 +57,8 @@ body[data-jp-theme-light=false] .desk,body[data-jp-theme-light=false] .desk .fc{
 height:auto;line-height:1.7;color:var(--ink);border:1px solid transparent}
 .desk .widget-toggle-buttons button.mod-active{outline:2px solid #3a9bd9}
 .desk .widget-toggle-buttons{flex-wrap:wrap}
+@media(max-width:600px){.desk .lm-TabBar-tab{flex:0 1 auto!important;min-width:0!important;
+padding:0 5px!important;font-size:12px}}
 </style>"""
 )
 
@@ -328,6 +330,8 @@ function render({ model, el }) {
   };
   model.on("change:points", draw);
   model.on("change:here", draw);
+  const dark = matchMedia("(prefers-color-scheme: dark)");
+  dark.addEventListener("change", () => setTimeout(draw));
   el.append(canvas, tip);
   draw();
 }
