@@ -346,6 +346,7 @@ def open_desk(run=None, names=()) -> Desk:
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()  # of "loading weights": a page is not a terminal
+    os.environ["SAE_NOTEBOOKS_QUIET"] = "1"  # a bar that ends leaves an error on Voila's page
     places = {n: lambda n=n: book_place(n) for n in names} or None
     return full_desk(places, run)
 
