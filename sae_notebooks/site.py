@@ -182,8 +182,9 @@ _NUMPY = re.compile(r"\bnp\.(?:float|int|uint|bool|str)\w*\(((?:'[^']*'|[^()])*)
 
 
 def _whole(markup: str) -> str:
-    """Part of a page as a page's part: a card obeys the page's colours, not the system's, and a
-    link to what was left out is words."""
+    """Part of a page as a page's part: a card obeys the page's colours, not the system's, a link
+    to what was left out is words, and a text in a table may take several lines."""
+    markup = re.sub(r"<td>(?=[^<]{60,}</td>)", "<td class=long>", markup)
     dark = r"@media\s*\(prefers-color-scheme:\s*dark\)\s*\{"
     markup = re.sub(dark, "html[data-theme=dark]{", markup)
     ids = set(re.findall(r"\bid=[\"']?([^\"'\s>]+)", markup))
@@ -209,7 +210,8 @@ def output(data: dict, picture, said: dict, words: str = "") -> str:
         alt = said.get("fig-alt") or words or said.get("fig-cap", "")
         name, caption = said.get("label", ""), said.get("fig-cap", "")
         place = f' id="{name}"' if name else ""
-        words = f"<figcaption>{html.escape(caption)}</figcaption>" if caption else ""
+        caption = re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(caption))
+        words = f"<figcaption>{caption}</figcaption>" if caption else ""
         size = _size(raw) if png else ""
         image = (
             f'<img src="{picture(raw, "png" if png else "svg")}" alt="{html.escape(alt)}"{size}>'

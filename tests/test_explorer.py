@@ -10,7 +10,6 @@ from sae_notebooks.cli import main
 from sae_notebooks.explorers import EXPLORERS, write_explorers
 
 ROOT = Path(__file__).resolve().parent.parent
-SIZES = ((1400, 900), (390, 844))  # a desk and a telephone
 SECOND = 1.0  # what a look may take; a machine that does other things besides gets three of it
 
 
@@ -30,24 +29,25 @@ def until(browser, what: str, limit: float = 3 * SECOND) -> float:
     raise AssertionError(f"not after {limit:g} s: {what}")
 
 
+def press(browser, x: float, y: float):
+    "A press of the mouse at a place of the window."
+    at = dict(x=x, y=y, button="left", clickCount=1)
+    for kind in ("mousePressed", "mouseReleased"):
+        browser.call("Input.dispatchMouseEvent", type=kind, **at)
+
+
 def click(browser, element: str):
     "A press of the mouse on what a JavaScript expression gives."
     x, y = browser.run(
         f"(() => {{ const e = {element}; e.scrollIntoView({{block: 'center'}});"
         " const r = e.getBoundingClientRect(); return [r.x + r.width / 2, r.y + r.height / 2]})()"
     )
-    for kind in ("mousePressed", "mouseReleased"):
-        browser.call(
-            "Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1
-        )
+    press(browser, x, y)
 
 
 def test_all_pages_are_there_and_small(pages):
     assert set(pages) == set(EXPLORERS)
-    for path in pages.values():
-        text = path.read_text("utf-8")
-        assert len(text.encode()) < 1.5e6
-        assert not re.findall(r"(?:src|href)=[\"']?https?:", text)
+    assert all(path.stat().st_size < 1.5e6 for path in pages.values())
 
 
 def test_pages_quote_only_what_this_project_wrote():
@@ -58,8 +58,8 @@ def test_pages_quote_only_what_this_project_wrote():
         assert not re.search(r"\bnumpy\b|\bndarray\b|>>> |:param|array_like", quoted), name
 
 
-@pytest.mark.parametrize("width,height", SIZES)
-@pytest.mark.parametrize("dark", (False, True))
+# test_book.py opens them wide and light, narrow and dark, among all pages of the book
+@pytest.mark.parametrize("width,height,dark", ((1400, 900, True), (390, 844, False)))
 def test_pages_open_without_an_error_or_a_request(pages, browser, width, height, dark):
     for name, path in pages.items():
         browser.open(path.as_uri(), width, height, dark)
@@ -100,8 +100,7 @@ def test_gallery_search_links_keys_map_and_back(pages, browser, model):
     )
     browser.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
     assert re.match(r"\d+: ", browser.run("tip.textContent"))
-    for kind in ("mousePressed", "mouseReleased"):
-        browser.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
+    press(browser, x, y)
     took.append(until(browser, f"{title} !== {json.dumps(first)}"))
     assert browser.errors() == [] and max(took) < 3 * SECOND
     browser.run(f"{field}.value = 'zzzz'; {field}.dispatchEvent(new Event('input')); 1")
@@ -260,14 +259,29 @@ def test_live_desk_has_a_map_to_click(desk):
         f"(() => {{ const b = {canvas}.getBoundingClientRect(); return [b.x, b.y, b.width] }})()"
     )
     for k in range(40):  # some dot near the middle
-        at = dict(x=x + w * (0.4 + 0.005 * k), y=y + w * 0.5, button="left", clickCount=1)
-        for kind in ("mousePressed", "mouseReleased"):
-            browser.call("Input.dispatchMouseEvent", type=kind, **at)
+        press(browser, x + w * (0.4 + 0.005 * k), y + w * 0.5)
         time.sleep(0.1)
         if heading(browser) != before:
             break
     h3 = "document.querySelector('.desk article h3').textContent"
     until(browser, f"{h3} !== {json.dumps(before)}")
+
+
+def test_live_desk_is_light_or_dark_as_the_reader_wishes(desk):
+    browser, _ = desk
+    seen = {}
+    for scheme in ("light", "dark"):  # changes under an open page
+        wish = dict(name="prefers-color-scheme", value=scheme)
+        browser.call("Emulation.setEmulatedMedia", features=[wish])
+        light = json.dumps(str(scheme == "light").lower())
+        until(browser, f"document.body.dataset.jpThemeLight === {light}")
+        for what in ("body", ".desk article", ".desk .widget-toggle-buttons button"):
+            paint = f"getComputedStyle(document.querySelector('{what}'))"
+            found = [browser.run(f"{paint}.{k}") for k in ("color", "backgroundColor")]
+            seen[scheme, what] = [sum(map(float, re.findall(r"[\d.]+", c)[:3])) for c in found]
+    for (scheme, what), (ink, paper) in seen.items():
+        assert (ink < paper) == (scheme == "light"), (scheme, what, ink, paper)
+    browser.call("Emulation.setEmulatedMedia", features=[])
 
 
 def test_live_desk_asks_no_other_host(desk):

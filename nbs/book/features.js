@@ -128,6 +128,7 @@ function draw() {
   const at = order.indexOf(here);
   const step = (text, to, tip) => el("button", { onclick: () => go(to), title: tip }, text);
   const wrap = (i) => order[(i + order.length) % order.length];
+  const weak = f.weak.filter((w) => !f.top.some((t) => t[1] === w[1])); // few contexts: all shown
   const concepts = f.concepts.map(([c, v]) => `${label(c)} ${v.toFixed(2)}`).join(", ");
   place.replaceChildren(
     el("div", { class: "tools" }, step("◀ previous", wrap(at - 1), "key: p"),
@@ -145,7 +146,8 @@ function draw() {
     chips("Nearest of all by direction (cosine)", f.near, ""),
     chips("Nearest on this page", f.links, ""),
     chips("Active together with (overlap)", f.company, ""),
-    contexts("Strongest, one a document", f.top), contexts("Weakest", f.weak));
+    contexts("Strongest, one a document", f.top),
+    ...(weak.length ? [contexts("Weakest", weak)] : []));
   document.title = `Feature ${f.id}: ${f.name} · ${DATA.title}`;
   mark();
   dots();

@@ -305,7 +305,19 @@ _TEMPLATE = """{%- extends 'voila/templates/lab/index.html.j2' -%}
 {{ spinner.css() }}
 <style>.jp-mod-noOutputs.jp-mod-noInput { display: none; }</style>
 {{ super.super() }}
+<link rel="stylesheet" media="(prefers-color-scheme: dark)"
+ href="{{ resources.include_url('static/theme-dark.css') }}">
+<style>html { color-scheme: light dark; } body { background: var(--jp-layout-color0); }</style>
 {%- endblock notebook_css -%}
+{%- block body_header -%}
+{{ super() }}
+<script>
+const dark = matchMedia("(prefers-color-scheme: dark)");
+const paint = () => { document.body.dataset.jpThemeLight = !dark.matches; };
+dark.addEventListener("change", paint);
+paint();
+</script>
+{%- endblock body_header -%}
 """
 
 
@@ -335,6 +347,7 @@ def open_desk(run=None, names=()) -> Desk:
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()  # of "loading weights": a page is not a terminal
+    os.environ["SAE_NOTEBOOKS_QUIET"] = "1"  # a bar that ends leaves an error on Voila's page
     places = {n: lambda n=n: book_place(n) for n in names} or None
     return full_desk(places, run)
 
