@@ -20,8 +20,8 @@ import sae_notebooks
 from ..core import WorkbookError
 from .cards import CSS, Html, logit_lens, shown
 from .examples import _three, read, text_codes
-from .places import WAYS, Place, State, book_place, contexts
-from .places import feature_facts, find
+from .places import PLACES, WAYS, Place, State, book_place, contexts
+from .places import feature_facts, find, is_made
 from .search import surprisal
 
 # %% ../../nbs/part3_reading/37_explorer.ipynb #4b554bd7
@@ -36,19 +36,30 @@ def on_page(note):  # a widget for HTML
         note.value = f"<p role=alert class=desk-note>{html.escape(what + str(e))}</p>"
 
 
+class _Panel:
+    "What panels share: a `state`, a `note` for errors, and the way to a feature."
+
+    def _go(self, feature):
+        with on_page(self.note):
+            self.state.go(feature)
+
+
 _STYLE = (
     "<style>"
     + CSS
     + """.desk-note{border-left:4px solid #D55E00;padding:.3em .8em;margin:.3em 0}
-.desk{font:14px/1.5 system-ui,sans-serif}
-.desk .fc{--on:230,159,0;--neg:0,114,178;--ink:#1a1a1a;--soft:#5c5c5c;--line:#d5d5d5;--paper:#fff}
-body[data-jp-theme-light=false] .desk .fc{--on:196,116,0;--neg:30,120,200;--ink:#ececec;
---soft:#a9a9a9;--line:#3c3c3c;--paper:#161616}
+.desk,.desk .fc{--on:230,159,0;--neg:0,114,178;--ink:#1a1a1a;--soft:#5c5c5c;--line:#d5d5d5;
+--paper:#fff}
+body[data-jp-theme-light=false] .desk,body[data-jp-theme-light=false] .desk .fc{--on:150,84,0;
+--neg:20,86,150;--ink:#ececec;--soft:#a9a9a9;--line:#3c3c3c;--paper:#161616}
+.desk{font:14px/1.5 system-ui,sans-serif;color:var(--ink)}
 .desk .widget-select select{font:13px/1.4 ui-monospace,monospace;height:100%}
 .desk .widget-toggle-buttons button{width:auto!important;min-width:1em;padding:0 .25em;margin:1px;
-height:auto;line-height:1.7;color:#1a1a1a;border:1px solid transparent}
-.desk .widget-toggle-buttons button.mod-active{outline:2px solid #0072B2}
+height:auto;line-height:1.7;color:var(--ink);border:1px solid transparent}
+.desk .widget-toggle-buttons button.mod-active{outline:2px solid #3a9bd9}
 .desk .widget-toggle-buttons{flex-wrap:wrap}
+@media(max-width:600px){.desk .lm-TabBar-tab{flex:0 1 auto!important;min-width:0!important;
+padding:0 5px!important;font-size:12px}}
 </style>"""
 )
 
@@ -60,7 +71,7 @@ def _button(label, tip, act, width="auto"):
     return b
 
 # %% ../../nbs/part3_reading/37_explorer.ipynb #ee5a4028
-class FeaturePanel:
+class FeaturePanel(_Panel):
     "Search and list on the left, the feature on the right; its neighbours are buttons."
 
     def __init__(self, state: State):
@@ -98,10 +109,6 @@ class FeaturePanel:
         body = w.VBox(right, layout=w.Layout(flex="3 1 34em", min_width="0"))
         self.box = w.HBox([left, body], layout=wrap)
         self.show(True)
-
-    def _go(self, feature):
-        with on_page(self.note):
-            self.state.go(feature)
 
     def _follow(self, kind, k):
         if k < len(self._to[kind]):
@@ -168,7 +175,7 @@ class FeaturePanel:
         return self._lens[place.name, f]
 
 # %% ../../nbs/part3_reading/37_explorer.ipynb #d5bfa81f
-class TokenPanel:
+class TokenPanel(_Panel):
     "A text in the colours of the feature; a token's features."
 
     most = 200  # tokens drawn as buttons
@@ -190,10 +197,6 @@ class TokenPanel:
         rows = [self.text, self.note, self.colour, self.tokens, self.head, self.list, self.causes]
         self.box = w.VBox([*rows, self.more])
         self.show()
-
-    def _go(self, feature):
-        with on_page(self.note):
-            self.state.go(feature)
 
     def codes(self):
         "The text's tokens and features, from one pass of the model."
@@ -222,7 +225,7 @@ class TokenPanel:
             names = [(p.replace("\n", "↵") or "·", k) for k, p in enumerate(pieces)]
             rules = "".join(
                 f".desk .tokens button:nth-child({k + 1})"
-                f"{{background:rgba(230,159,0,{0.15 + 0.85 * v[k] / top:.2f})!important}}"
+                f"{{background:rgba(var(--on),{0.15 + 0.85 * v[k] / top:.2f})!important}}"
                 for k in np.flatnonzero(v[: self.most])
             )
             self.colour.value = f"<style>{rules}</style>"
@@ -269,7 +272,8 @@ class TokenPanel:
 def plane_of(place: Place, folder: str | Path | None = None):  # → features [m], [m, 2] in 0…1
     "Where the dots lie: the shipped plane of this dictionary, or its two principal directions."
     folder = Path(folder or Path(sae_notebooks.__file__).parents[1] / "nbs/book/gallery")
-    kept = folder / {"workbook M": "workbook.json", "gemma M": "gemma.json"}.get(place.name, "none")
+    planes = {"workbook M": "workbook", "first look": "workbook", "gemma M": "gemma"}
+    kept = folder / f"{planes.get(place.name, 'none')}.json"
     if kept.exists():
         d = json.loads(kept.read_text("utf-8"))["map"]
         ids, xy = np.array(d["id"]), np.stack([d["x"], d["y"]], 1)
@@ -295,7 +299,7 @@ function render({ model, el }) {
   const draw = () => {
     const c = canvas.getContext("2d"), p = model.get("points"), here = model.get("here");
     c.clearRect(0, 0, 900, 900);
-    c.fillStyle = "#0072B2";
+    c.fillStyle = document.body.dataset.jpThemeLight === "false" ? "#56B4E9" : "#0072B2";
     c.globalAlpha = 0.45;
     p.id.forEach((id, i) => { c.beginPath(); c.arc(px(p.x[i]), px(p.y[i]), 3, 0, 7); c.fill(); });
     c.globalAlpha = 1;
@@ -327,6 +331,8 @@ function render({ model, el }) {
   };
   model.on("change:points", draw);
   model.on("change:here", draw);
+  const dark = matchMedia("(prefers-color-scheme: dark)");
+  dark.addEventListener("change", () => setTimeout(draw));
   el.append(canvas, tip);
   draw();
 }
@@ -364,7 +370,7 @@ def map_svg(ids, xy, names: dict, here: int, size: int = 560) -> str:
     )
 
 
-class MapPanel:
+class MapPanel(_Panel):
     "The dictionary as dots; a click goes to the feature."
 
     def __init__(self, state: State):
@@ -375,10 +381,6 @@ class MapPanel:
         self.box = w.VBox([self.note, self.map or self.picture])
         state.observe(lambda _: self.show(), "at")
         self.show()
-
-    def _go(self, feature):
-        with on_page(self.note):
-            self.state.go(feature)
 
     def show(self):
         "Dots for another dictionary, the ring for another feature."
@@ -403,7 +405,8 @@ class Desk:
 
     def __init__(self, places: dict | None = None, panels: dict | None = None):
         if places is None:
-            names = ("workbook M", "workbook S", "workbook L", "gemma S", "gemma M")
+            first = ["workbook M"] if is_made("workbook M") else ["first look"]
+            names = first + [n for n in PLACES if n not in first and n != "first look"]
             places = {n: lambda n=n: book_place(n) for n in names}
         self.state = State(places)
         made = {"Features": FeaturePanel, "Tokens": TokenPanel, "Map": MapPanel} | (panels or {})
@@ -415,14 +418,23 @@ class Desk:
         self.tabs = w.Tab([p.box for p in self.panels.values()], titles=list(self.panels))
         self.box = w.VBox([w.HTML(_STYLE), w.HBox([self.switch, self.note]), self.tabs])
         self.box.add_class("desk")
+        self.note.value = self._said()
+
+    def _said(self):  # beside the switch
+        if self.state.at[0] != "first look":
+            return ""
+        return (
+            f"<p>read on {PLACES['first look'][2]:,} tokens of composed text; the others read more,"
+            " and take some minutes when first visited</p>"
+        )
 
     def visit(self, name):
         if name == self.state.at[0]:
             return
         with on_page(self.note):
-            self.note.value = "loading; the first visit takes a minute or two…"
+            self.note.value = "loading; a first visit takes some minutes…"
             self.state.visit(name)
-            self.note.value = ""
+            self.note.value = self._said()
         self.switch.value = self.state.at[0]  # back, where the visit failed
 
     def static(self) -> Html:
