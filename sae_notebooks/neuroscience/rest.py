@@ -4,15 +4,18 @@
 
 # %% auto #0
 __all__ = ['FILLERS', 'own_words', 'remaining', 'conditions', 'Recording', 'record', 'usual', 'amounts', 'against', 'preferring',
-           'exchanged', 'agreement', 'cohesion']
+           'exchanged', 'agreement', 'independent_components', 'matched_maps', 'cohesion']
 
 # %% ../../nbs/part5_neuroscience/51_rest.ipynb #a8ad343b
+import warnings
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 import torch
+from scipy.optimize import linear_sum_assignment
+from sklearn.decomposition import FastICA
 from sklearn.metrics import adjusted_mutual_info_score
 
 from ..core import WorkbookError, build_once, cache_path
@@ -271,6 +274,54 @@ def agreement(
     p = (1 + np.sum(np.array(null) >= value)) / (1 + draws)
     out = dict(features=int(both.sum()), ami=value, chance=np.mean(null))
     return {**out, "high": np.quantile(null, 0.95), "p": p}
+
+# %% ../../nbs/part5_neuroscience/51_rest.ipynb #a457dac5
+def independent_components(
+    a: Activity,  # by token
+    features: np.ndarray,  # whose courses
+    n: int = 10,  # components
+    window: int = 16,  # tokens
+    seed: int = 0,
+) -> np.ndarray:  # float64 [n, features]: maps of variance one, their heavy side up
+    "Spatial ICA of how often each feature is active in each window of text."
+    place = np.arange(a.n) - np.searchsorted(a.strata, a.strata)
+    number = np.cumsum(place % window == 0) - 1
+    if number[-1] + 1 < 2 * n or len(features) < 2 * n:
+        raise WorkbookError(
+            f"{number[-1] + 1} windows and {len(features)} features for {n} components: give at"
+            " least twice as many of each"
+        )
+    pick = sp.csr_matrix((np.ones(a.n), (number, np.arange(a.n))))
+    x = (pick @ by_row(a)[:, features]).toarray() / np.bincount(number)[:, None]
+    x = (x - x.mean(0)) / np.maximum(x.std(0), 1e-9)
+    ica = FastICA(n, whiten="unit-variance", random_state=seed, max_iter=400, tol=1e-3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what has not settled will not be found again
+        maps = ica.fit_transform(x.T).T
+    return maps * np.sign((maps**3).mean(1, keepdims=True))
+
+
+def matched_maps(
+    one: np.ndarray,  # [n, features]
+    two: np.ndarray,  # [m, features]
+    counts: np.ndarray,  # [features] tokens on which each is active
+    draws: int = 100,
+    seed: int = 0,
+) -> tuple[pd.DataFrame, dict]:  # a row for each pair: partner, r, p; mean, chance, found
+    "Maps matched one to one; p is corrected for all pairs by the largest r of each draw."
+    rng, n = np.random.default_rng(seed), len(one)
+
+    def best(order):
+        r = np.abs(np.corrcoef(one, two[:, order])[:n, n:])
+        i, j = linear_sum_assignment(-r)
+        return i, j, r[i, j]
+
+    rows = np.arange(one.shape[1])
+    i, j, r = best(rows)
+    null = np.array([best(exchanged(rows, counts, rng))[2] for _ in range(draws)])
+    p = (1 + (null.max(1)[:, None] >= r).sum(0)) / (1 + draws)
+    table = pd.DataFrame(dict(partner=j, r=r, p=p), index=i)
+    return table, {"mean r": r.mean(), "chance": null.mean(), "found again": int((p < 0.05).sum())}
 
 # %% ../../nbs/part5_neuroscience/51_rest.ipynb #fc8bc124
 def cohesion(
