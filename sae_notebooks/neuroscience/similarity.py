@@ -16,7 +16,7 @@ import torch
 from scipy.stats import rankdata
 
 from ..core import WorkbookError, progress
-from ..dictionaries.metrics import SENTENCE
+from ..dictionaries.truth import SENTENCE
 from ..extraction.concepts import token_ranges
 from ..extraction.corpus import Corpus, Span
 from ..extraction.language_model import LanguageModel, as_site
