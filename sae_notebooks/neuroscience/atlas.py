@@ -9,12 +9,13 @@ __all__ = ['counterparts', 'named', 'shares', 'at_rest', 'atlas', 'draw_atlas']
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
+from statsmodels.stats.multitest import multipletests
 
 from .. import plots
 from ..core import WorkbookError
 from ..dictionaries.variance import bootstrap_weights
-from ..dictionaries.detection import choosing_half
-from .connectivity import activity, networks, subset
+from ..dictionaries.detection import choosing_half, shuffled
+from .connectivity import Activity, activity, by_row, networks, subset
 from .labels import label_phi, label_rows
 from .rest import Recording, exchanged
 from ..reading.features import FeatureStore
@@ -51,30 +52,33 @@ def counterparts(
 
 # %% ../../nbs/part5_neuroscience/59_atlas.ipynb #bd050f7a
 def named(
-    phi: np.ndarray,  # [labels, F] of `label_phi`
+    a: Activity,
+    labels: sp.csr_matrix,  # [labels, text tokens] of `label_rows`
     names: list,  # of the labels
     community: np.ndarray,  # int [F]
-    counts: np.ndarray,  # [F]
     draws: int = 200,
     seed: int = 0,
-) -> pd.DataFrame:  # index: network; label, phi, next two, chance (95 %), p
-    "Each network's best label, and whether it is better than exchanged features' best."
-    known = community >= 0
-    label, values, c = community[known], phi[:, known], counts[known]
-    sizes = np.bincount(label)
-
-    def mean(label):  # [labels, networks]
-        one = sp.csr_matrix((np.ones(len(label)), (np.arange(len(label)), label)))
-        return np.asarray(values @ one) / np.maximum(sizes, 1)
-
-    value, rng = mean(label), np.random.default_rng(seed)
-    null = np.array([mean(exchanged(label, c, rng)).max(0) for _ in range(draws)])
+) -> pd.DataFrame:  # index: network; label, phi, next two, chance (95 %), p, q
+    "Each network's best label by mean phi, and whether it is better than with labels handed on."
+    known, own = np.flatnonzero(community >= 0), a.counts
+    sizes = np.bincount(community[known])
+    sd = np.sqrt(own * (1 - own / a.n))
+    scale = np.where(sd > 0, 1 / np.maximum(sd, 1e-9), 0)[known] / sizes[community[known]]
+    one = sp.csr_matrix((scale, (known, community[known])), (a.n_features, len(sizes)))
+    course = (by_row(a) @ one).toarray()  # of each network over the text, its mean taken out
+    course -= course.mean(0)
+    y = labels.astype(np.float32)
+    size = np.asarray(y.sum(1)).ravel()
+    unit = np.maximum(np.sqrt(size * (1 - size / a.n)), 1e-9)[:, None]
+    mean = lambda rows: (y[:, rows] @ course) / unit  # [labels, networks]
+    value, rng = mean(np.arange(a.n)), np.random.default_rng(seed)
+    null = np.array([mean(shuffled(a.strata, rng)).max(0) for _ in range(draws)])
     best = value.max(0)
     p = (1 + (null >= best).sum(0)) / (1 + draws)
     order = np.argsort(-value, 0)
     table = dict(label=[names[k] for k in order[0]], phi=best)
     table["next"] = [" · ".join(names[k] for k in column) for column in order[1:3].T]
-    table |= dict(chance=np.quantile(null, 0.95, 0), p=p)
+    table |= dict(chance=np.quantile(null, 0.95, 0), p=p, q=multipletests(p, method="fdr_bh")[1])
     return pd.DataFrame(table).rename_axis("network")
 
 # %% ../../nbs/part5_neuroscience/59_atlas.ipynb #38c902dd
@@ -143,8 +147,8 @@ def atlas(
     community, other = (networks(subset(a, h), seed=seed).community for h in (half, ~half))
     names, rows = label_rows(store, labels)
     phi = label_phi(whole, rows)
-    out = named(phi, names, community, store.counts)[["label", "next", "phi", "p"]]
-    out = out.rename(columns={"p": "label p"}).iloc[:n]
+    out = named(whole, rows, names, community)[["label", "next", "phi", "p", "q"]]
+    out = out.rename(columns={"p": "label p", "q": "label q"}).iloc[:n]
     out.insert(0, "features", np.bincount(community[community >= 0])[: len(out)])
     out["words"] = [_words(store, community, phi, k) for k in out.index]
     work = recordings["text"]
@@ -158,7 +162,7 @@ def atlas(
 
 # %% ../../nbs/part5_neuroscience/59_atlas.ipynb #24cbcd64
 def _title(row):  # a network's name if it has earned one, else its words in quotes
-    if row["label p"] >= 0.05:
+    if row["label q"] >= 0.05:
         return "“" + row.words.replace("$", r"\$") + "”"
     both = [row.label, row.next.split(" · ")[0]]
     return ", ".join(t.split(".")[-1].replace("_", " ") for t in both)
