@@ -251,34 +251,46 @@ def normalisation_of(
     check_normalisation(leave_out, spread)
     if leave_out is None and spread == "none":
         return Normalisation(*scale_and_mean(source, centre))
-    x = _some(source)
-    norm, limit = x.norm(dim=1), None
+    x, limit = _some(source), None
     if leave_out is not None:
+        norm = torch.cat([b.norm(dim=1) for b in blocks(x)])
         limit = leave_out * float(norm.median())
         x = x[norm <= limit]
-    sd = x.std(0)
+    mean, square, variance = _moments(x)
+    sd = (variance * len(x) / (len(x) - 1)).sqrt()
     if not (sd > 0).any():
         raise WorkbookError("all training rows are the same: there is nothing to learn")
     width = sd / sd[sd > 0].median()
     changed = width > SPREADS[spread]
     width = torch.where(changed, width, 1.0)
-    scale, mean = scale_and_mean(x / width, centre)
+    energy = float(((variance if centre else square) / width.square()).sum())
     return Normalisation(
-        scale, mean * width.float(), width.float() if changed.any() else None, limit
+        math.sqrt(len(mean) / energy),
+        mean.float() if centre else torch.zeros_like(mean, dtype=torch.float32),
+        width.float() if changed.any() else None,
+        limit,
     )
 
 
-def _some(source, most=2**17):
-    "At most about `most` rows in double precision; a store's are shuffled, so the first will do."
+def _some(source, most=2**17):  # float32 [n, d]; in double precision they would be gigabytes
+    "At most about `most` rows; a store's are shuffled, so the first will do."
     if not _is_store(source):
         source = source[:: max(1, len(source) // most)]
     parts, n = [], 0
     for x in blocks(source):
-        parts.append(x)
+        parts.append(x.float())
         n += len(x)
         if n >= most and _is_store(source):
             break
     return torch.cat(parts)
+
+
+def _moments(x):  # rows → three of [d], float64: mean, mean square, variance (over n)
+    "A block at a time in double precision, in two passes."
+    mean = sum(b.sum(0) for b in blocks(x)) / len(x)
+    square = sum(b.square().sum(0) for b in blocks(x)) / len(x)
+    variance = sum((b - mean).square().sum(0) for b in blocks(x)) / len(x)
+    return mean, square, variance
 
 # %% ../../nbs/part1_extraction/13_normalisation.ipynb #d1593836
 SCALES = {
