@@ -106,7 +106,8 @@ def _run_one(path, flags):  # in a fresh process
         "import sys\nfrom pathlib import Path\nfrom nbdev.config import get_config\nfrom"
         f" nbdev.test import test_nb\nok, _ = test_nb(Path({str(path)!r}),"
         f" skip_flags=get_config().tst_flags.split(), force_flags={flags!r},"
-        " basepath=get_config().config_path)\nsys.exit(not ok)"
+        " basepath=get_config().config_path)\nimport resource\nprint('peak',"
+        " resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)\nsys.exit(not ok)"
     )
     started = time.time()
     run = subprocess.run(
@@ -115,7 +116,9 @@ def _run_one(path, flags):  # in a fresh process
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1", "MPLBACKEND": "agg", "SAE_NOTEBOOKS_QUIET": "1"},
     )
-    return run.returncode == 0, time.time() - started, run.stderr
+    peak = [int(p) for p in re.findall(r"^peak (\d+)$", run.stdout, re.M)] or [0]
+    gigabytes = peak[-1] / (1e9 if sys.platform == "darwin" else 1e6)  # a Mac counts bytes
+    return run.returncode == 0, time.time() - started, gigabytes, run.stderr
 
 # %% ../nbs/02_testing.ipynb #365ee750
 def run_notebooks(
@@ -123,13 +126,14 @@ def run_notebooks(
     flags: tuple = (),  # flags whose cells are run too, for example ("slow",)
     workers: int = 2,
 ) -> list[tuple]:  # (path, passed, seconds, error text)
-    "Test notebooks in parallel; prints a line with its time for each as it ends."
+    "Test notebooks in parallel; prints time and peak memory of each as it ends."
     results = []
     with ThreadPoolExecutor(workers) as pool:
         jobs = {pool.submit(_run_one, Path(p).absolute(), list(flags)): p for p in paths}
         for job in as_completed(jobs):
-            (ok, seconds, error), path = job.result(), jobs[job]
-            print(f"{'passed' if ok else 'FAILED'} {seconds:6.1f} s  {Path(path).name}", flush=True)
+            (ok, seconds, peak, error), path = job.result(), jobs[job]
+            outcome = "passed" if ok else "FAILED"
+            print(f"{outcome} {seconds:6.1f} s {peak:5.1f} GB  {Path(path).name}", flush=True)
             if not ok:
                 print(error[-6000:], flush=True)
             results.append((path, ok, seconds, error))
