@@ -24,10 +24,6 @@ def test_notebook_is_light_and_without_errors(path):
     assert not [o for o in outputs if o["output_type"] == "error"]
 
 
-# Notebooks whose lines are still to be shortened; one that is in order leaves the list.
-UNSHORTENED = {
-}
-
 
 def code_cells(path):
     cells = json.loads((ROOT/path).read_text())["cells"]
@@ -63,8 +59,6 @@ def test_what_counts_as_crowded():
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=str)
 def test_code_fits_the_page_one_statement_a_line(path):
     assert not [n for source in code_cells(path) for n in crowded_lines(source)]
-    if path.stem in UNSHORTENED:
-        pytest.skip("its lines are still to be shortened")
     assert not long_lines(path)
 
 
