@@ -256,17 +256,18 @@ def normalisation_of(
         norm = torch.cat([b.norm(dim=1) for b in blocks(x)])
         limit = leave_out * float(norm.median())
         x = x[norm <= limit]
-    mean, square, variance = _moments(x)
-    sd = (variance * len(x) / (len(x) - 1)).sqrt()
+    m = measure(x)
+    sd = (m.variance * m.rows / (m.rows - 1)).sqrt()
     if not (sd > 0).any():
         raise WorkbookError("all training rows are the same: there is nothing to learn")
     width = sd / sd[sd > 0].median()
     changed = width > SPREADS[spread]
     width = torch.where(changed, width, 1.0)
-    energy = float(((variance if centre else square) / width.square()).sum())
+    square = m.variance if centre else m.variance + m.mean.square()
+    mean = m.mean.float()
     return Normalisation(
-        math.sqrt(len(mean) / energy),
-        mean.float() if centre else torch.zeros_like(mean, dtype=torch.float32),
+        math.sqrt(len(mean) / float((square / width.square()).sum())),
+        mean if centre else torch.zeros_like(mean),
         width.float() if changed.any() else None,
         limit,
     )
@@ -283,14 +284,6 @@ def _some(source, most=2**17):  # float32 [n, d]; in double precision they would
         if n >= most and _is_store(source):
             break
     return torch.cat(parts)
-
-
-def _moments(x):  # rows → three of [d], float64: mean, mean square, variance (over n)
-    "A block at a time in double precision, in two passes."
-    mean = sum(b.sum(0) for b in blocks(x)) / len(x)
-    square = sum(b.square().sum(0) for b in blocks(x)) / len(x)
-    variance = sum((b - mean).square().sum(0) for b in blocks(x)) / len(x)
-    return mean, square, variance
 
 # %% ../../nbs/part1_extraction/13_normalisation.ipynb #d1593836
 SCALES = {

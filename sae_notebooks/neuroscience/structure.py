@@ -22,10 +22,9 @@ from scipy.sparse.csgraph import min_weight_full_bipartite_matching
 from scipy.special import ndtri
 
 from ..core import WorkbookError, cache_path, progress
-from ..dictionaries.truth import SENTENCE, _pooled_entries
+from ..dictionaries.truth import SENTENCE, _pooled_entries, label_text
 from ..dictionaries.variance import bootstrap_weights
 from ..dictionaries.detection import choosing_half, columns, detection
-from ..dictionaries.truth import label_text
 from ..dictionaries.metrics import sequence_batches
 from ..dictionaries.detection import shuffled, take_rows
 from ..dictionaries.sae import SAE, load_sae

@@ -17,15 +17,12 @@ import traitlets
 from ..core import WorkbookError, build_once, cache_path
 from ..dictionaries.sae import SAE, load_sae
 from ..extraction.corpus import open_corpus
-from ..extraction.docs import docs_version
 from ..extraction.language_model import LanguageModel, find_down, load_model
 from .cards import _checked, _examples, _facts, lens_bound, shown
 from .examples import site_of
 from .features import FeatureStore
-from .building import build_store, gemma_store
-from .files import extreme
-from .files import sae_fingerprint
-from .building import workbook_store
+from .building import build_store, gemma_store, kept_folder, workbook_store
+from .files import extreme, sae_fingerprint
 from .search import by_words, combine, search
 from ..report import _whole, common_words, labels_of
 
@@ -193,8 +190,7 @@ def book_place(name: str) -> Place:  # one of `PLACES`
 def is_made(name: str) -> bool:
     "Whether a place of the book has its store in the cache already."
     _, key, tokens = PLACES[name]
-    folder = f"{key}-{sae_fingerprint(load_sae(key))}-{docs_version()[:8]}-{tokens}"
-    return (cache_path("features", folder) / "meta.json").exists()
+    return (kept_folder(key, load_sae(key), tokens) / "meta.json").exists()
 
 # %% ../../nbs/part3_reading/37b_places.ipynb #f5f4ec64
 class State(traitlets.HasTraits):
