@@ -80,7 +80,7 @@ def sequence_batches(
         )
 
 # %% ../../nbs/part2_dictionaries/22a_losses.ipynb #3ac72704
-def _read(lm, site, ids):
+def _read(lm, site, ids, past=None):  # past: a cache that is to keep the keys and values
     "One clean pass: last hidden states and the site [b, L, d]; how many blocks need no second run."
     seen, plain = {}, []
     first = lm.blocks[0].register_forward_hook(
@@ -88,12 +88,12 @@ def _read(lm, site, ids):
     )
     try:
         with lm.edited({site: lambda x: seen.update(x=x)}):
-            last = lm.body(input_ids=ids, use_cache=False).last_hidden_state
+            out = lm.body(input_ids=ids, past_key_values=past, use_cache=past is not None)
     finally:
         first.remove()
     kinds = {"resid_pre": site.layer, "resid_post": site.layer + 1}
     before = kinds.get(site.kind, 0)  # all that these blocks lead to is replaced
-    return last, seen["x"], before if plain[0] else 0
+    return out.last_hidden_state, seen["x"], before if plain[0] else 0
 
 
 @contextmanager
