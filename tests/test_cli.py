@@ -15,8 +15,11 @@ from sae_notebooks.core import THREADS, WorkbookError
 from sae_notebooks.dictionaries.saelens import to_saelens
 from sae_notebooks.dictionaries.metrics import evaluate
 from sae_notebooks.dictionaries.sae import SAE, load_sae
+from sae_notebooks.extraction.language_model import load_model
+from sae_notebooks.extraction.presets import has_gemma
+from sae_notebooks.extraction.shards import _lock
 from sae_notebooks.pipeline import Run, divided
-from sae_notebooks.settings import RunConfig
+from sae_notebooks.settings import RunConfig, layers
 
 REFUSED = [
     ("--variant", "foo"),
@@ -43,6 +46,18 @@ REFUSED = [
     ("--max-length", "2"),
     ("--sae", "XL"),
     ("--sae", "hf:owner/../x"),
+    ("--fraction", "0.0001"),  # of 1.2 M tokens: 120 rows, less than a batch
+    ("--epochs", "0.0001"),
+    ("--seed", "-1"),
+    ("--layer", "99"),
+    ("--site", "resid_post.99"),
+    ("--device", "meta"),
+    ("--corpus", "nosuch"),
+    ("--corpus", "docs+nosuch"),
+    ("--corpus", "self:nosuch"),
+    ("--corpus", "concepts:0"),
+    ("--corpus", "hf:"),
+    ("--corpus", ""),
 ]
 
 
@@ -63,17 +78,68 @@ def test_wrong_settings_are_refused_before_anything_is_loaded_or_written(
 ):
     assert main(["run", "--out", str(tmp_path / "run"), option, value]) == 2
     error = capsys.readouterr().err
-    assert error.count("\n") == 1 and value.split(":")[0] in error
+    assert error.count("\n") == 1 and value.split("+")[-1].split(":")[0] in error
     assert not list(tmp_path.iterdir())
+
+
+def test_a_dictionary_of_another_site_is_refused_before_anything_is_loaded(
+    tmp_path, capsys, unloaded
+):
+    SAE(256, 8, k=2, meta=dict(site="resid_post.40")).save(tmp_path / "deep")
+    wrong = {
+        "S": (["--layer", "5"], "it reads resid_post.2, not resid_post.5"),
+        str(tmp_path / "deep"): ([], "workbook has layers 0…5"),
+        "gemma-S": ([], "trained on gemma"),
+    }
+    for name, (more, says) in wrong.items():
+        assert main(["run", "--out", str(tmp_path / "run"), "--sae", name, *more]) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1 and says in error
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_layers_of_a_preset_are_known_without_its_weights():
+    assert layers("workbook") == load_model().n_layers
+    if has_gemma():
+        assert layers("gemma") == load_model("gemma", "bfloat16").n_layers
 
 
 def test_a_folder_in_which_nothing_was_computed_takes_new_settings(tmp_path):
     Run(RunConfig(k=16), tmp_path)
+    (tmp_path / "activations" / "resid_post.2").mkdir(parents=True)
+    (tmp_path / "activations" / ".lock").touch()  # as every extraction leaves one
+    (tmp_path / "activations" / "resid_post.2" / "meta.json").write_text('{"rows": 0}')
     Run(RunConfig(k=32), tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["k"] == 32
-    (tmp_path / "activations").mkdir()
-    with pytest.raises(WorkbookError, match="k=32"):
-        Run(RunConfig(k=16), tmp_path)
+    assert not (tmp_path / "activations").exists()
+    for result in ("activations/resid_post.2/meta.json", "training/checkpoint.safetensors"):
+        (tmp_path / result).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / result).write_text('{"rows": 1}')
+        with pytest.raises(WorkbookError, match="k=32"):
+            Run(RunConfig(k=16), tmp_path)
+        (tmp_path / result).unlink()
+
+
+def test_refused_on_the_way_then_the_corrected_command_passes(tmp_path, capsys):
+    lines = [json.dumps(dict(text=f"the text number {i} of a few")) for i in range(60)]
+    (tmp_path / "a.jsonl").write_text("\n".join([*lines, "no record"]))
+    small = ["--tokens", "400", "--batch", "64", "--features", "32", "--k", "2"]
+    few = ["extract", "--out", str(tmp_path / "run"), "--corpus", str(tmp_path / "a.jsonl"), *small]
+    assert main(few) == 2 and "line 61" in capsys.readouterr().err
+    assert (tmp_path / "run/activations/.work").exists()  # begun, and nothing computed
+    assert main([*few, "--skip-bad"]) == 0
+    assert main(few) == 2 and "holds a run with skip_bad=True" in capsys.readouterr().err
+
+
+def test_an_extraction_at_work_is_not_cleared(tmp_path):
+    Run(RunConfig(k=16), tmp_path)
+    (tmp_path / "activations/.work/0").mkdir(parents=True)
+    (tmp_path / "activations/.lock").touch()
+    held = _lock(tmp_path / "activations/.work/0/lock", wait=False)
+    with pytest.raises(WorkbookError, match="another process"):
+        Run(RunConfig(k=32), tmp_path)
+    held.close()
+    Run(RunConfig(k=32), tmp_path)
 
 
 def test_a_file_as_the_runs_folder_is_refused(tmp_path, capsys):
@@ -231,7 +297,7 @@ def test_a_folder_of_an_older_version_goes_on(tmp_path):
     for new in ("sae", "max_length", "download"):
         about.pop(new)
     (tmp_path / "config.json").write_text(json.dumps(about))
-    (tmp_path / "activations").mkdir()
+    (tmp_path / "metrics.json").write_text("{}")
     Run(run.config, tmp_path)
     Run(dataclasses.replace(run.config, download=True, shown=3), tmp_path)
 
