@@ -149,11 +149,22 @@ def test_a_file_as_the_runs_folder_is_refused(tmp_path, capsys):
         assert "give a folder" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("argv", (["execute", "none.ipynb"],))
-def test_missing_files_are_named(argv, capsys):
+@pytest.mark.parametrize(
+    "argv, named",
+    [
+        (["execute", "none.ipynb"], "none.ipynb"),
+        (["readme"], "index.ipynb: No such file"),  # where there is a project without a front page
+        (["run", "--out", "/proc/none/run"], "/proc"),  # written to by nobody, not even root
+    ],
+)
+def test_missing_files_and_unwritable_places_are_named(argv, named, tmp_path, monkeypatch, capsys):
+    project = '[project]\nname = "a"\nversion = "0"\n[tool.nbdev]\n'
+    (tmp_path / "pyproject.toml").write_text(project)
+    monkeypatch.chdir(tmp_path)
     assert main(argv) == 2
     error = capsys.readouterr().err
-    assert "none.ipynb" in error and "Traceback" not in error
+    assert named in error and error.count("\n") == 1
+    assert not (tmp_path / "README.md").exists()
 
 
 @pytest.mark.parametrize(
