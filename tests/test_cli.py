@@ -14,7 +14,8 @@ from sae_notebooks.cli import main
 from sae_notebooks.core import THREADS, WorkbookError
 from sae_notebooks.dictionaries.saelens import to_saelens
 from sae_notebooks.dictionaries.metrics import evaluate
-from sae_notebooks.dictionaries.sae import SAE, load_sae
+from sae_notebooks.dictionaries.sae import SAE, SHIPPED, load_sae
+from sae_notebooks.extraction.corpus import open_corpus
 from sae_notebooks.extraction.language_model import load_model
 from sae_notebooks.extraction.presets import has_gemma
 from sae_notebooks.extraction.shards import _lock
@@ -187,6 +188,29 @@ def test_no_error_shows_a_traceback_unless_asked(error, says, monkeypatch, capsy
     assert says in shown and shown.count("\n") == 1
     with pytest.raises(type(error)):
         main(["readme", "--debug"])
+
+
+def test_help_names_every_default_and_every_dictionary(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["sae_workbook", "run", "--help"])
+    with pytest.raises(SystemExit):
+        main(["run", "--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "(default: )" not in shown and "the middle of the model" in shown
+    assert all(name in shown for name in (*SHIPPED, "Gemma Scope 2"))
+
+
+@pytest.mark.parametrize("name", ["foo", "gemma-foo"])
+def test_an_unknown_shipped_dictionary_hears_of_all(name, capsys):
+    assert main(["train-shipped", name]) == 2
+    error = capsys.readouterr().err
+    assert name in error and all(s in error for s in SHIPPED)
+
+
+def test_a_single_document_is_measured_without_warnings(recwarn):
+    corpus = open_corpus("concepts:1", split="train", limit=1)
+    m = evaluate(load_sae("S"), corpus, load_model(), tokens=60, downstream=30)
+    assert m["documents"] == 1 and "l0_low" not in m and "ce_recovered_low" not in m
+    assert not [w for w in recwarn if issubclass(w.category, RuntimeWarning)]
 
 
 def test_site_and_layer(tmp_path, capsys):

@@ -232,7 +232,8 @@ def _finish(table, s) -> dict:  # value, and its interval under key_low, key_hig
     out = {}
     for k, (_, f) in table.items():
         try:
-            v = np.atleast_1d(f(s))
+            with np.errstate(divide="ignore", invalid="ignore"):  # a replicate without a document
+                v = np.atleast_1d(f(s))
         except KeyError:
             continue  # a column that was not measured
         out[k] = float(v[0])
