@@ -153,9 +153,10 @@ PASSES = ("activations", "features")  # stages that read text; both count in the
 
 
 def _counted(path):
-    "What a stage's record says that it has: rows or entries when finished, tokens on the way."
+    "What a stage's record says that it has: rows or tokens when finished, tokens on the way."
     about = json.loads(path.read_text("utf-8"))
-    return about.get("tokens" if path.name == "state.json" else "rows", 1)
+    counts = about if path.name == "state.json" else about["counts"]
+    return counts.get("sample", counts["tokens"])
 
 
 def _computed(folder: Path) -> bool:

@@ -15,6 +15,7 @@ from sae_notebooks.core import THREADS, WorkbookError
 from sae_notebooks.dictionaries.saelens import to_saelens
 from sae_notebooks.dictionaries.metrics import evaluate
 from sae_notebooks.dictionaries.sae import SAE, SHIPPED, load_sae
+from sae_notebooks.extraction.activations import extract
 from sae_notebooks.extraction.corpus import open_corpus
 from sae_notebooks.extraction.language_model import load_model
 from sae_notebooks.extraction.presets import has_gemma
@@ -107,18 +108,26 @@ def test_the_layers_of_a_preset_are_known_without_its_weights():
 
 def test_a_folder_in_which_nothing_was_computed_takes_new_settings(tmp_path):
     Run(RunConfig(k=16), tmp_path)
-    (tmp_path / "activations" / "resid_post.2").mkdir(parents=True)
-    (tmp_path / "activations" / ".lock").touch()  # as every extraction leaves one
-    (tmp_path / "activations" / "resid_post.2" / "meta.json").write_text('{"rows": 0}')
+    read = lambda fraction: extract(
+        load_model(), open_corpus("concepts:9"), None, tmp_path / "activations", fraction=fraction
+    )
+    assert len(read(1e-9)) == 0  # a store without a row
     Run(RunConfig(k=32), tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["k"] == 32
     assert not (tmp_path / "activations").exists()
-    for result in ("activations/resid_post.2/meta.json", "training/checkpoint.safetensors"):
-        (tmp_path / result).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / result).write_text('{"rows": 1}')
-        with pytest.raises(WorkbookError, match="k=32"):
-            Run(RunConfig(k=16), tmp_path)
-        (tmp_path / result).unlink()
+    assert len(read(1.0)) > 0
+    with pytest.raises(WorkbookError, match="k=32"):
+        Run(RunConfig(k=16), tmp_path)
+
+
+@pytest.mark.parametrize("result", ["training/checkpoint.safetensors", "sae/sae.json"])
+def test_a_folder_with_a_later_result_keeps_its_settings(result, tmp_path):
+    Run(RunConfig(k=16), tmp_path)
+    (tmp_path / result).parent.mkdir()
+    Run(RunConfig(k=32), tmp_path)  # a stage's folder alone is no result
+    (tmp_path / result).touch()
+    with pytest.raises(WorkbookError, match="k=32"):
+        Run(RunConfig(k=16), tmp_path)
 
 
 def test_refused_on_the_way_then_the_corrected_command_passes(tmp_path, capsys):
