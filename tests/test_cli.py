@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import torch
+from nbdev.config import get_config
 
 from sae_notebooks import commands
 from sae_notebooks.cli import main
@@ -159,6 +160,17 @@ def test_a_file_as_the_runs_folder_is_refused(tmp_path, capsys):
         assert "give a folder" in capsys.readouterr().err
 
 
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch):
+    "Another project, without notebooks; nbdev remembers the first that it has met."
+    get_config.cache_clear()
+    project = '[project]\nname = "a"\nversion = "0"\n[tool.nbdev]\n'
+    (tmp_path / "pyproject.toml").write_text(project)
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path
+    get_config.cache_clear()
+
+
 @pytest.mark.parametrize(
     "argv, named",
     [
@@ -167,14 +179,11 @@ def test_a_file_as_the_runs_folder_is_refused(tmp_path, capsys):
         (["run", "--out", "/proc/none/run"], "/proc"),  # written to by nobody, not even root
     ],
 )
-def test_missing_files_and_unwritable_places_are_named(argv, named, tmp_path, monkeypatch, capsys):
-    project = '[project]\nname = "a"\nversion = "0"\n[tool.nbdev]\n'
-    (tmp_path / "pyproject.toml").write_text(project)
-    monkeypatch.chdir(tmp_path)
+def test_missing_files_and_unwritable_places_are_named(argv, named, elsewhere, capsys):
     assert main(argv) == 2
     error = capsys.readouterr().err
     assert named in error and error.count("\n") == 1
-    assert not (tmp_path / "README.md").exists()
+    assert not (elsewhere / "README.md").exists()
 
 
 @pytest.mark.parametrize(
