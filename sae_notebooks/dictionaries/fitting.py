@@ -6,6 +6,8 @@
 __all__ = ['CHANGED_HEADS', 'fitting_site', 'need_one_unit', 'kept_prefix', 'for_rows', 'Downstream', 'few_logits']
 
 # %% ../../nbs/part2_dictionaries/24_fitting.ipynb #05571399
+import warnings
+
 import torch
 from transformers import DynamicCache
 
@@ -28,10 +30,18 @@ def fitting_site(
     site: str | Site | None = None,  # None: what the dictionary says itself
     kinds: tuple = KINDS,  # of site, with which the caller can work
 ) -> Site:
-    "Where a dictionary belongs in a model; raises `WorkbookError` if it does not belong there."
+    """Where a dictionary belongs in a model; raises `WorkbookError` if it does not belong there,
+    and warns if it was made for other weights of the same name."""
     meta = sae.meta or {}
-    made, told = meta.get("model"), meta.get("site")
-    if site is None and made not in (None, lm.name) and meta.get("fingerprint") != fingerprint(lm):
+    made, told, weights = (meta.get(k) for k in ("model", "site", "fingerprint"))
+    other = site is None and made is not None and weights != fingerprint(lm)
+    if other and weights and made == lm.name:
+        warnings.warn(
+            f"this dictionary was made for other weights of the name {made} (another version,"
+            " precision or training): its features may mean something else here",
+            stacklevel=2,
+        )
+    if other and made != lm.name:
         raise WorkbookError(
             f"this dictionary was made for {made}, not for {lm.name}: load the model that belongs"
             f" to it. If you know that it fits, say so: sae.meta['model'] = {lm.name!r}"
