@@ -13,7 +13,8 @@ llama     a Llama with the shape of Llama-3.2-3B and random weights through the 
           tokens/s, and arithmetic as a share of what the machine reaches in one large product.
 main_job  `run --preset workbook`, smaller, on the GPU and on the CPU: the same metrics.
 
-Without a GPU, or with --tiny, everything is small and says nothing about speed.
+All of it at full size goes to results/gpu.json, or where --json says. Without a GPU, or with
+--tiny, everything is small, says nothing about speed, and is written only where --json says.
 """
 
 import argparse, importlib.util, json, math, platform, statistics, sys, tempfile, time, traceback
@@ -238,6 +239,14 @@ def sparsify_step(size, device, x):
     return step
 
 
+def sparsify_decoder():
+    "Which decoder sparsify uses here: its Triton kernel, or plain PyTorch (it only prints that)."
+    from sparsify import sparse_coder
+
+    name = sparse_coder.decoder_impl.__name__
+    return dict(decoder=name, kernels="triton" in name)
+
+
 def product_seconds(size, device, x):
     "The encoder's product alone, in bfloat16: less than this no exact step can take."
     import torch
@@ -273,6 +282,8 @@ def training(size, device):
                 peak_bytes=peak_of(step, device),
             )
             del step
+            if name == "sparsify":
+                result[name] |= sparsify_decoder()
         except Exception as e:  # out of memory, or a peer that does not fit
             if name == "ours":
                 raise
@@ -343,9 +354,10 @@ def llama(size, device):
     how = dict(fraction=0.1, dtype="bfloat16")
     with tempfile.TemporaryDirectory() as folder:
         extract(lm, corpus.but(limit=max(1, len(texts) // 4)), None, Path(folder) / "warm", **how)
+        made, whole = [], Path(folder) / "store"
         started = time.perf_counter()
-        store = extract(lm, corpus, None, Path(folder) / "store", **how)
-        seconds = time.perf_counter() - started
+        peak = peak_of(lambda: made.append(extract(lm, corpus, None, whole, **how)), device)
+        store, seconds = made[0], time.perf_counter() - started
         tokens, kept = store.meta["counts"]["tokens"], len(store)
         first = next(store.batches(1024, partial=True)).activations
     assert first.isfinite().all() and abs(kept / tokens - 0.1) < 0.02
@@ -357,6 +369,7 @@ def llama(size, device):
         seconds=seconds,
         tokens_per_second=tokens / seconds,
         flops=flops,
+        peak_bytes=peak,
     )
 
 
@@ -391,10 +404,19 @@ def shown(value):
     return str(value)
 
 
+RESULTS = Path(__file__).resolve().parent / "results" / "gpu.json"
+
+
+def target(asked, tiny, only) -> Path | None:
+    "Where the numbers go: where it was said, else into the results if all was measured at size."
+    whole = not tiny and set(only) == set(CHECKS)
+    return Path(asked) if asked else RESULTS if whole else None
+
+
 def main():
     p = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     p.add_argument("--tiny", action="store_true", help="a size for a test; taken without a GPU")
-    p.add_argument("--json", metavar="FILE", help="write everything that was measured")
+    p.add_argument("--json", metavar="FILE", help="where to write what was measured")
     p.add_argument("--only", choices=list(CHECKS), nargs="+", default=list(CHECKS))
     a = p.parse_args()
     if missing := lacking():
@@ -409,7 +431,7 @@ def main():
     size = TINY if tiny else FULL
     result = dict(tiny=tiny, device=str(device), machine=machine(size, device))
     print(f"{result['machine']['name']}: {shown(result['machine'])}", flush=True)
-    failed = []
+    failed, written = [], target(a.json, tiny, a.only)
     for name in a.only:
         started = time.perf_counter()
         try:
@@ -424,8 +446,8 @@ def main():
             result[name]["share_of_product_flops"] = share
         took = time.perf_counter() - started
         print(f"{name} ({took:.0f} s): {shown(result[name])}", flush=True)
-        if a.json:
-            Path(a.json).write_text(json.dumps(result, indent=1) + "\n")
+        if written:
+            written.write_text(json.dumps(result, indent=1) + "\n")
     if failed:
         sys.exit(f"failed: {', '.join(failed)}")
 

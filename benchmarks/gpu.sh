@@ -4,9 +4,10 @@
 #
 #     bash benchmarks/gpu.sh [--tiny] [--json FILE]
 #
+# It writes benchmarks/results/gpu.json, or FILE.
 # Packages that the machine lacks are carried as wheels in the folder wheels/ (or $WHEELS):
 #     pip download --only-binary=:all: --no-deps -d wheels NAME==VERSION …
-# Without a GPU it runs on the CPU, in a tiny size.
+# Without a GPU it runs on the CPU, in a tiny size, and writes only FILE.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-python3}

@@ -208,7 +208,10 @@ def _shipped_arguments(p):
 def train_shipped(args):
     "Train a shipped dictionary of the workbook model or of Gemma again (resumes)."
     from sae_notebooks.dictionaries import gemma, scaling
+    from sae_notebooks.dictionaries.sae import SHIPPED
 
+    if args.name not in SHIPPED:
+        raise WorkbookError(f"shipped dictionary {args.name!r}: use one of {', '.join(SHIPPED)}")
     work = gemma.train_gemma if args.name.startswith("gemma") else scaling.train_shipped
     print(f"written: {work(args.name, args.out)}")
 

@@ -106,8 +106,10 @@ def _run_arguments(p):
     p.add_argument(
         "--device", default=None, help="cpu, cuda, cuda:1 (default: a GPU if there is one)"
     )
-    add(
-        "site", str, "where to read: kind.layer, such as resid_post.3 (the middle if not given)", ""
+    p.add_argument(
+        "--site",
+        default=None,
+        help="where to read: kind.layer, such as resid_post.3 (default: the middle of the model)",
     )
     p.add_argument("--layer", type=int, default=None, help="the same as --site resid_post.LAYER")
     p.add_argument(
@@ -115,9 +117,9 @@ def _run_arguments(p):
         default=None,
         metavar="DICTIONARY",
         help=(
-            "report on this one instead of training: a shipped name (S, M, L, gemma-S, gemma-M), a"
-            " folder (ours, SAELens, sparsify, dictionary_learning, Gemma Scope), or"
-            " hf:owner/name/folder"
+            "report on this one instead of training: a shipped name (S, M, L, gemma-S, gemma-M,"
+            " gemma-late), a folder (ours, SAELens, sparsify, dictionary_learning, Gemma Scope,"
+            " Gemma Scope 2), or hf:owner/name/folder"
         ),
     )
     p.add_argument(

@@ -8,15 +8,21 @@ import sys
 
 import pytest
 import torch
+from nbdev.config import get_config
 
 from sae_notebooks import commands
 from sae_notebooks.cli import main
 from sae_notebooks.core import THREADS, WorkbookError
 from sae_notebooks.dictionaries.saelens import to_saelens
 from sae_notebooks.dictionaries.metrics import evaluate
-from sae_notebooks.dictionaries.sae import SAE, load_sae
+from sae_notebooks.dictionaries.sae import SAE, SHIPPED, load_sae
+from sae_notebooks.extraction.activations import extract
+from sae_notebooks.extraction.corpus import open_corpus
+from sae_notebooks.extraction.language_model import load_model
+from sae_notebooks.extraction.presets import has_gemma
+from sae_notebooks.extraction.shards import _lock
 from sae_notebooks.pipeline import Run, divided
-from sae_notebooks.settings import RunConfig
+from sae_notebooks.settings import RunConfig, layers
 
 REFUSED = [
     ("--variant", "foo"),
@@ -43,6 +49,18 @@ REFUSED = [
     ("--max-length", "2"),
     ("--sae", "XL"),
     ("--sae", "hf:owner/../x"),
+    ("--fraction", "0.0001"),  # of 1.2 M tokens: 120 rows, less than a batch
+    ("--epochs", "0.0001"),
+    ("--seed", "-1"),
+    ("--layer", "99"),
+    ("--site", "resid_post.99"),
+    ("--device", "meta"),
+    ("--corpus", "nosuch"),
+    ("--corpus", "docs+nosuch"),
+    ("--corpus", "self:nosuch"),
+    ("--corpus", "concepts:0"),
+    ("--corpus", "hf:"),
+    ("--corpus", ""),
 ]
 
 
@@ -63,17 +81,76 @@ def test_wrong_settings_are_refused_before_anything_is_loaded_or_written(
 ):
     assert main(["run", "--out", str(tmp_path / "run"), option, value]) == 2
     error = capsys.readouterr().err
-    assert error.count("\n") == 1 and value.split(":")[0] in error
+    assert error.count("\n") == 1 and value.split("+")[-1].split(":")[0] in error
     assert not list(tmp_path.iterdir())
+
+
+def test_a_dictionary_of_another_site_is_refused_before_anything_is_loaded(
+    tmp_path, capsys, unloaded
+):
+    SAE(256, 8, k=2, meta=dict(site="resid_post.40")).save(tmp_path / "deep")
+    wrong = {
+        "S": (["--layer", "5"], "it reads resid_post.2, not resid_post.5"),
+        str(tmp_path / "deep"): ([], "workbook has layers 0…5"),
+        "gemma-S": ([], "trained on gemma"),
+    }
+    for name, (more, says) in wrong.items():
+        assert main(["run", "--out", str(tmp_path / "run"), "--sae", name, *more]) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1 and says in error
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_layers_of_a_preset_are_known_without_its_weights():
+    assert layers("workbook") == load_model().n_layers
+    if has_gemma():
+        assert layers("gemma") == load_model("gemma", "bfloat16").n_layers
 
 
 def test_a_folder_in_which_nothing_was_computed_takes_new_settings(tmp_path):
     Run(RunConfig(k=16), tmp_path)
+    read = lambda fraction: extract(
+        load_model(), open_corpus("concepts:9"), None, tmp_path / "activations", fraction=fraction
+    )
+    assert len(read(1e-9)) == 0  # a store without a row
     Run(RunConfig(k=32), tmp_path)
     assert json.loads((tmp_path / "config.json").read_text())["k"] == 32
-    (tmp_path / "activations").mkdir()
+    assert not (tmp_path / "activations").exists()
+    assert len(read(1.0)) > 0
     with pytest.raises(WorkbookError, match="k=32"):
         Run(RunConfig(k=16), tmp_path)
+
+
+@pytest.mark.parametrize("result", ["training/checkpoint.safetensors", "sae/sae.json"])
+def test_a_folder_with_a_later_result_keeps_its_settings(result, tmp_path):
+    Run(RunConfig(k=16), tmp_path)
+    (tmp_path / result).parent.mkdir()
+    Run(RunConfig(k=32), tmp_path)  # a stage's folder alone is no result
+    (tmp_path / result).touch()
+    with pytest.raises(WorkbookError, match="k=32"):
+        Run(RunConfig(k=16), tmp_path)
+
+
+def test_refused_on_the_way_then_the_corrected_command_passes(tmp_path, capsys):
+    lines = [json.dumps(dict(text=f"the text number {i} of a few")) for i in range(60)]
+    (tmp_path / "a.jsonl").write_text("\n".join([*lines, "no record"]))
+    small = ["--tokens", "400", "--batch", "64", "--features", "32", "--k", "2"]
+    few = ["extract", "--out", str(tmp_path / "run"), "--corpus", str(tmp_path / "a.jsonl"), *small]
+    assert main(few) == 2 and "line 61" in capsys.readouterr().err
+    assert (tmp_path / "run/activations/.work").exists()  # begun, and nothing computed
+    assert main([*few, "--skip-bad"]) == 0
+    assert main(few) == 2 and "holds a run with skip_bad=True" in capsys.readouterr().err
+
+
+def test_an_extraction_at_work_is_not_cleared(tmp_path):
+    Run(RunConfig(k=16), tmp_path)
+    (tmp_path / "activations/.work/0").mkdir(parents=True)
+    (tmp_path / "activations/.lock").touch()
+    held = _lock(tmp_path / "activations/.work/0/lock", wait=False)
+    with pytest.raises(WorkbookError, match="another process"):
+        Run(RunConfig(k=32), tmp_path)
+    held.close()
+    Run(RunConfig(k=32), tmp_path)
 
 
 def test_a_file_as_the_runs_folder_is_refused(tmp_path, capsys):
@@ -83,11 +160,30 @@ def test_a_file_as_the_runs_folder_is_refused(tmp_path, capsys):
         assert "give a folder" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("argv", (["execute", "none.ipynb"],))
-def test_missing_files_are_named(argv, capsys):
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch):
+    "Another project, without notebooks; nbdev remembers the first that it has met."
+    get_config.cache_clear()
+    project = '[project]\nname = "a"\nversion = "0"\n[tool.nbdev]\n'
+    (tmp_path / "pyproject.toml").write_text(project)
+    monkeypatch.chdir(tmp_path)
+    yield tmp_path
+    get_config.cache_clear()
+
+
+@pytest.mark.parametrize(
+    "argv, named",
+    [
+        (["execute", "none.ipynb"], "none.ipynb"),
+        (["readme"], "index.ipynb: No such file"),  # where there is a project without a front page
+        (["run", "--out", "/proc/none/run"], "/proc"),  # written to by nobody, not even root
+    ],
+)
+def test_missing_files_and_unwritable_places_are_named(argv, named, elsewhere, capsys):
     assert main(argv) == 2
     error = capsys.readouterr().err
-    assert "none.ipynb" in error and "Traceback" not in error
+    assert named in error and error.count("\n") == 1
+    assert not (elsewhere / "README.md").exists()
 
 
 @pytest.mark.parametrize(
@@ -110,6 +206,29 @@ def test_no_error_shows_a_traceback_unless_asked(error, says, monkeypatch, capsy
     assert says in shown and shown.count("\n") == 1
     with pytest.raises(type(error)):
         main(["readme", "--debug"])
+
+
+def test_help_names_every_default_and_every_dictionary(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["sae_workbook", "run", "--help"])
+    with pytest.raises(SystemExit):
+        main(["run", "--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "(default: )" not in shown and "the middle of the model" in shown
+    assert all(name in shown for name in (*SHIPPED, "Gemma Scope 2"))
+
+
+@pytest.mark.parametrize("name", ["foo", "gemma-foo"])
+def test_an_unknown_shipped_dictionary_hears_of_all(name, capsys):
+    assert main(["train-shipped", name]) == 2
+    error = capsys.readouterr().err
+    assert name in error and all(s in error for s in SHIPPED)
+
+
+def test_a_single_document_is_measured_without_warnings(recwarn):
+    corpus = open_corpus("concepts:1", split="train", limit=1)
+    m = evaluate(load_sae("S"), corpus, load_model(), tokens=60, downstream=30)
+    assert m["documents"] == 1 and "l0_low" not in m and "ce_recovered_low" not in m
+    assert not [w for w in recwarn if issubclass(w.category, RuntimeWarning)]
 
 
 def test_site_and_layer(tmp_path, capsys):
@@ -231,7 +350,7 @@ def test_a_folder_of_an_older_version_goes_on(tmp_path):
     for new in ("sae", "max_length", "download"):
         about.pop(new)
     (tmp_path / "config.json").write_text(json.dumps(about))
-    (tmp_path / "activations").mkdir()
+    (tmp_path / "metrics.json").write_text("{}")
     Run(run.config, tmp_path)
     Run(dataclasses.replace(run.config, download=True, shown=3), tmp_path)
 

@@ -1,8 +1,9 @@
 """benchmarks/gpu.sh in its tiny size: a CPU can't say how fast it is, but that all of it runs."""
 
-import json, os, subprocess, sys
+import json, os, subprocess, sys, types
 from pathlib import Path
 
+import pytest
 import torch
 
 from sae_notebooks.core import cache_path
@@ -26,6 +27,8 @@ def test_the_gpu_check_runs_here_in_a_tiny_size(tmp_path):
     for part in ("ours", "dense"):
         assert result["training"][part]["tokens_per_second"] > 0
     assert 0 < result["llama"]["share_of_product_flops"] < 1
+    peak = result["llama"]["peak_bytes"]  # a CPU counts none
+    assert peak > 2 * result["llama"]["parameters"] if torch.cuda.is_available() else peak is None
     assert result["main_job"]["largest_difference"] < 0.02
 
 
@@ -36,3 +39,28 @@ def test_a_machine_that_lacks_packages_is_told_which(tmp_path):
     assert run.returncode == 1
     assert "no-such-package cannot be imported" in run.stderr
     assert "pip download" in run.stderr
+
+
+def test_only_the_whole_at_full_size_goes_to_the_results_by_itself(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import gpu
+
+    assert gpu.target(None, False, list(gpu.CHECKS)) == ROOT / "benchmarks/results/gpu.json"
+    assert gpu.target(None, True, list(gpu.CHECKS)) is None
+    assert gpu.target(None, False, ["llama"]) is None
+    assert gpu.target("r.json", True, ["llama"]) == Path("r.json")
+
+
+@pytest.mark.parametrize("name, kernels", [("triton_decode", True), ("eager_decode", False)])
+def test_whether_sparsifys_kernel_is_used_is_said(name, kernels, monkeypatch):
+    "The name that its coder calls decides, as it does in the library."
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    import gpu
+
+    coder, library = types.ModuleType("sparsify.sparse_coder"), types.ModuleType("sparsify")
+    coder.decoder_impl = lambda: None
+    coder.decoder_impl.__name__ = name
+    library.sparse_coder = coder
+    for module in (library, coder):
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    assert gpu.sparsify_decoder() == dict(decoder=name, kernels=kernels)

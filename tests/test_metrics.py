@@ -8,7 +8,7 @@ from transformers import BertConfig, BertModel, BertTokenizerFast
 
 from sae_notebooks.core import WorkbookError
 from sae_notebooks.dictionaries import metrics
-from sae_notebooks.dictionaries.metrics import evaluate, sequence_batches
+from sae_notebooks.dictionaries.metrics import DEFINITIONS, evaluate, sequence_batches
 from sae_notebooks.dictionaries.sae import SAE, load_sae
 from sae_notebooks.extraction.activations import extract
 from sae_notebooks.extraction.corpus import Corpus, ListSource, open_corpus, text_source
@@ -127,3 +127,19 @@ def test_rows_with_nan_are_refused(sae):
     x[3, 5] = float("nan")
     with pytest.raises(WorkbookError, match="NaN"):
         evaluate(sae, x)
+
+
+def test_explained_variance_is_over_the_rows_that_are_kept():
+    "With a limit: that of the kept rows alone, about their own mean; the definition says so."
+    sae, x = load_sae("S"), torch.randn(400, 256, generator=torch.Generator().manual_seed(0))
+    x = sae.mean + x / sae.scale
+    x[::20] = 5 * x[::20] + 3
+    sae.limit = float(x.norm(dim=1).quantile(0.9))
+    keep = x.norm(dim=1) <= sae.limit
+    m, kept = evaluate(sae, x), x[keep]
+    want = 1 - float((kept - sae(kept)).square().sum() / (kept - kept.mean(0)).square().sum())
+    assert m["explained_variance"] == pytest.approx(want, abs=1e-5)
+    whole = 1 - float((kept - sae(kept)).square().sum() / (x - x.mean(0)).square().sum())
+    assert abs(want - whole) > 0.02  # over every row it would be another number
+    assert m["left_out"] == pytest.approx(float((~keep).float().mean()))
+    assert "rows that are kept" in DEFINITIONS["explained_variance"]

@@ -223,6 +223,8 @@ def from_gemma_scope(
             f"reads {read!r} and predicts {written!r} (type {cfg.get('type', 'none')!r}):"
             " a transcoder, no autoencoder",
         )
+    if cfg.get("architecture", "jump_relu") not in ("jump_relu", "jumprelu"):
+        raise _wrong(about, f"architecture = {cfg['architecture']!r}: only 'jump_relu' is read")
     if cfg.get("affine_connection"):
         raise _wrong(about, "affine_connection: a skip weight beside the dictionary")
     t = _read(file, safetensors.torch.load_file if file.suffix == ".safetensors" else _npz)

@@ -141,8 +141,9 @@ def _variances(s):
 
 def _standardised(s):
     error, variance = _each(s["ee"], s["n"]), _variances(s)
-    share = np.where(variance > 0, error / np.where(variance > 0, variance, 1), np.nan)
-    return 1 - np.nanmean(share, axis=1)
+    some = variance > 0  # a dimension that never changes explains nothing
+    share = np.where(some, error / np.where(some, variance, 1), 0)
+    return 1 - share.sum(1) / some.sum(1)
 
 
 RECONSTRUCTION = {

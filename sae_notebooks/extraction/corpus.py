@@ -448,7 +448,7 @@ def _open_source(spec, split, **kwargs):
     if "+" in spec and not Path(spec).exists():
         return Joined([_open_source(s, split) for s in spec.split("+")])
     name, _, rest = spec.partition(":")
-    if name == "concepts" and not (rest.isdecimal() or not rest):
+    if name == "concepts" and not (rest.isdecimal() and int(rest) or not rest):
         raise WorkbookError(
             f"corpus {spec!r}: write concepts:N with a number of documents, for example"
             " concepts:20000"

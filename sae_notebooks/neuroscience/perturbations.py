@@ -20,8 +20,8 @@ from ..dictionaries.selecting import keep_entries
 from ..dictionaries.sparse import weighted_rows
 from ..extraction.language_model import LanguageModel
 from ..intervening.steering import _values
-from .feedback import PI
 from .intervals import band, drawn_means, jackknifed, left_out
+from .loop import PI
 from sae_notebooks.neuroscience.pharmacology import (
     DRUGS,
     PLACEBOS,

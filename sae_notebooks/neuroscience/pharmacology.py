@@ -20,8 +20,7 @@ from ..dictionaries.metrics import _logits
 from ..dictionaries.variance import bootstrap_weights
 from ..dictionaries.sae import SAE
 from ..extraction.language_model import LanguageModel, as_site
-from ..dictionaries.fitting import fitting_site
-from .feedback import kept_prefix
+from ..dictionaries.fitting import fitting_site, for_rows, kept_prefix
 from .patterns import mantel
 
 # %% ../../nbs/part5_neuroscience/57_pharmacology.ipynb #3fdf4449
@@ -202,7 +201,7 @@ def state_after(
     site, m = fitting_site(lm, sae), len(probes)
     start, seen, how = begun(lm, [prefix]), {}, {}
     if start.shape[1]:
-        how = dict(past_key_values=kept_prefix(lm, start, m), use_cache=True)
+        how = dict(past_key_values=for_rows(kept_prefix(lm, start), m), use_cache=True)
     if not len(at):
         x = lm.capture(probes, site, **how)[site]
         return State(in_shares(sae, x.flatten(0, 1)), torch.zeros(m, 0, lm.width), x.shape[1])

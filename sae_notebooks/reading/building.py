@@ -102,8 +102,9 @@ def _join(parts):
 
 # %% ../../nbs/part3_reading/30a_building.ipynb #06e4bb10
 @torch.no_grad()
-def _encode_group(model, sae, group, site, settings):
-    "Codes of all tokens of some documents; special tokens get none."
+def _encode_group(model, sae, group, site, settings, state=None):
+    """Codes of all tokens of some documents; special tokens get none, nor do rows beyond the
+    dictionary's limit, which `state` counts."""
     special = np.array(settings["special_ids"], np.int64)
     starts = dict(zip((d.ordinal for d in group), np.cumsum([0, *(len(d.ids) for d in group)])))
     ws = [w for d in group for w in windows(d, settings["context"], special)]
@@ -112,7 +113,10 @@ def _encode_group(model, sae, group, site, settings):
         for p in _passes(model, [ws[i] for i in batch], [site], settings["token_budget"]):
             keep = np.flatnonzero(~np.isin(p.token, special))
             x = p.acts[site].flatten(0, 1)[torch.from_numpy(p.index[keep]).to(model.device)]
-            parts.append(sae.encode(x.float().to(device)).to("cpu"))
+            x = x.float().to(device)
+            if state is not None and sae.limit is not None:
+                state["left_out"] = state.get("left_out", 0) + int((~sae.keeps(x)).sum())
+            parts.append(sae.encode(x).to("cpu"))
             rows.append(np.array([starts[int(o)] for o in p.document[keep]]) + p.position[keep])
     n, rows = sum(len(d.ids) for d in group), (
         np.concatenate(rows) if rows else np.zeros(0, np.int64)
@@ -329,7 +333,7 @@ def build_store(
             if left > 0
             else ()
         ):
-            yield group, _encode_group(lm, sae, group, site, s)
+            yield group, _encode_group(lm, sae, group, site, s, state)
             bar.update(sum(len(d.ids) for d in group))
         bar.close()
 

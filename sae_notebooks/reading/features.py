@@ -116,10 +116,11 @@ def _check(self: FeatureStore, sae, model):
 def __repr__(self: FeatureStore):
     c, by = self.meta["counts"], self.meta["model"] or {}
     source = f" of {self.meta['site']} of {by['name']}" if by else ""
+    out = f", {c['left_out']:,} beyond its limit left out" if c.get("left_out") else ""
     return (
         f"{self.n_features:,} features ({c['alive']:,} alive){source} on {self.n_tokens:,} tokens"
         f" of {c['documents']:,} documents of {self.meta['corpus']['name']}:"
-        f" {c['entries'] / max(1, self.text_tokens):.1f} active a token, {self.dtype}"
+        f" {c['entries'] / max(1, self.text_tokens):.1f} active a token{out}, {self.dtype}"
     )
 
 # %% ../../nbs/part3_reading/30_features.ipynb #3db52798

@@ -11,9 +11,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from fastcore.basics import patch
-from transformers import DynamicCache
 
-from ..dictionaries.fitting import few_logits
+from ..dictionaries.fitting import few_logits, for_rows, kept_prefix
 from ..dictionaries.metrics import LOGITS, _chunk_losses
 from ..extraction.language_model import LanguageModel
 from .contexts import Context, nonempty
@@ -77,10 +76,8 @@ class FewShot(Explainer, Judge):
     def odds(self, head: str, questions: list, options: list) -> np.ndarray:  # [n, options]
         "Logits of the options' first tokens behind each question; the head is read once."
         if head not in self.kept:
-            ids = torch.from_numpy(self.lm.encode([head])[0].ids)[None].to(self.lm.device)
-            past = DynamicCache()
-            self.lm.body(input_ids=ids, past_key_values=past, use_cache=True)
-            self.kept[head] = past
+            ids = torch.from_numpy(self.lm.encode([head])[0].ids)[None]
+            self.kept[head] = kept_prefix(self.lm, ids)
         tokens, out = [self._token(o) for o in options], []
         rows = [e.ids for e in self.lm.encode(questions, specials=False)]
         for i in range(0, len(rows), self.batch):
@@ -91,10 +88,7 @@ class FewShot(Explainer, Judge):
     def _last(self, kept, rows):  # hidden state of each row's last token
         n = max(map(len, rows))
         ids = torch.tensor([[*map(int, r)] + [0] * (n - len(r)) for r in rows])
-        past = DynamicCache()
-        for i, layer in enumerate(kept.layers):
-            k, v = (t.expand(len(rows), -1, -1, -1) for t in (layer.keys, layer.values))
-            past.update(k, v, i)
+        past = for_rows(kept, len(rows))
         h = self.lm.body(input_ids=ids.to(self.lm.device), past_key_values=past, use_cache=True)
         at = torch.tensor([len(r) - 1 for r in rows])  # what is padded lies behind, unseen
         return h.last_hidden_state[torch.arange(len(rows)), at]

@@ -339,6 +339,8 @@ def _finish(folder, settings, states, memory):
     docs = Documents(folder / "documents", settings["corpus"]["start"], settings["world"])
     alive = _summaries(folder, F, dtype, _document_ends(docs), max(1, memory // 32))
     counts = {k: sum(s[k] for s in states) for k in ("documents", "tokens", "specials", "entries")}
+    if any("left_out" in s for s in states):  # of a dictionary with a limit
+        counts["left_out"] = sum(s.get("left_out", 0) for s in states)
     about = {k: settings[k] for k in ("sae", "model", "site", "corpus", "n_features", "dtype")}
     meta = dict(
         format=1,

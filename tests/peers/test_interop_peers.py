@@ -107,6 +107,28 @@ def test_what_saelens_trains_and_saves(saelens, tmp_path, architecture, centred,
     assert ours.variant == {"standard": "relu", "matryoshka_batchtopk": "matryoshka"}.get(architecture, architecture)
 
 
+@pytest.mark.parametrize("normalise", ["layer_norm", "constant_norm_rescale"])
+@pytest.mark.parametrize("architecture", ["standard", "topk", "jumprelu", "gated"])
+def test_saelens_normalises_each_token(saelens, tmp_path, architecture, normalise):
+    "Encode, decode and both at once; theirs keeps the token's width between the two calls."
+    cfg = {"standard": saelens.StandardSAEConfig, "topk": saelens.TopKSAEConfig, "jumprelu": saelens.JumpReLUSAEConfig, "gated": saelens.GatedSAEConfig}[architecture]
+    more = {"k": K, "rescale_acts_by_decoder_norm": False} if architecture == "topk" else {}
+    sae = saelens.SAE.from_dict(cfg(d_in=D, d_sae=N, normalize_activations=normalise, apply_b_dec_to_input=True, **more).to_dict())
+    with torch.no_grad():
+        for v in sae.parameters(): v.normal_().mul_(0.3)
+        if architecture == "jumprelu": sae.threshold.uniform_(0.1, 1)
+    x = data() * torch.rand(len(data()), 1) * 5 + 1 # of unlike lengths, none around zero
+    sae.save_model(tmp_path/"theirs"); ours = load_any(tmp_path/"theirs")
+    assert ours.token_norm == {"layer_norm": "layer_norm", "constant_norm_rescale": "rescale"}[normalise]
+    codes = sae.encode(x); decoded = sae.decode(codes)
+    agrees(ours, x, codes, decoded)
+    to_saelens(ours, tmp_path/"ours"); again = saelens.SAE.load_from_disk(tmp_path/"ours")
+    assert again.cfg.normalize_activations == normalise
+    same(again.decode(again.encode(x)), decoded, "there and back")
+    plain = load_any(tmp_path/"theirs"); plain.token_norm = None # a test that can fail: without the step it is another dictionary
+    assert float((plain(x) - decoded).detach().abs().max()) > 0.1
+
+
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_saelens_checkpoint_before_its_normalisation_is_folded(saelens, tmp_path, architecture):
     from sae_lens.training.activation_scaler import ActivationScaler
