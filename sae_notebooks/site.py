@@ -474,8 +474,8 @@ def faults(out: str | Path) -> list[tuple[str, str]]:  # a folder that `book` ma
                 continue
             path, _, name = unquote(address).partition("#")
             target = (page.parent / path).resolve() if path else page
-            if not target.exists():
-                say(f"link to nothing: {address}")
+            if not target.exists() or out not in (target, *target.parents):
+                say(f"link to nothing in this site: {address}")
             elif name and target in ids and name not in ids[target]:
                 say(f"no such anchor: {address}")
         for image in re.findall(r"<img\b[^>]*>", shown):
