@@ -492,4 +492,6 @@ def faults(out: str | Path) -> list[tuple[str, str]]:  # a folder that `book` ma
             say("an output with a traceback")
         if "\ue000" in text:
             say("a formula that was not put back")
+        for name in re.findall(r"<m[ion]\b[^>]*>(\\[A-Za-z]+)<", text):
+            say(f"a command that no formula knows: {name}")
     return found
