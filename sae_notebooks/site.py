@@ -211,6 +211,7 @@ def output(data: dict, picture, said: dict, words: str = "") -> str:
         name, caption = said.get("label", ""), said.get("fig-cap", "")
         place = f' id="{name}"' if name else ""
         caption = re.sub(r"`([^`]+)`", r"<code>\1</code>", html.escape(caption))
+        caption = re.sub(r"(?<!\w)\*([^*]+)\*(?!\w)", r"<em>\1</em>", caption)
         words = f"<figcaption>{caption}</figcaption>" if caption else ""
         size = _size(raw) if png else ""
         image = (
