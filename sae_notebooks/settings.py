@@ -360,17 +360,15 @@ def _check_device(device):
         return
     try:
         asked = torch.device(device)
+        here = torch.get_device_module(asked.type).device_count()
     except RuntimeError:
-        asked = None
-    here = dict(
-        cpu=1, cuda=torch.cuda.device_count(), mps=int(torch.backends.mps.is_available())
-    )
-    if asked is None or asked.type not in here:
-        raise WorkbookError(f"--device {device}: use cpu, cuda, cuda:1 or, on a Mac, mps")
-    if (asked.index or 0) >= here[asked.type]:
         raise WorkbookError(
-            f"--device {device}: PyTorch sees {here[asked.type]} such devices here; use cpu, or"
-            " install a PyTorch build for the GPU"
+            f"--device {device}: use cpu, cuda, cuda:1 or, on a Mac, mps"
+        ) from None
+    if (asked.index or 0) >= here:
+        raise WorkbookError(
+            f"--device {device}: PyTorch sees {here} such devices here; use cpu, or install a"
+            " PyTorch build for the GPU"
         )
 
 
